@@ -1,0 +1,30 @@
+# make demo: the whole job on a small drawn sample.  make test: the tests.  PYTHON=... chooses another Python than python3.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := demo
+
+demo: .venv/installed
+	$(BIN)/python data/make_sample.py --out $(DEMO)/raw --cities 6 --sites 3 --size 2400
+	$(BIN)/python preprocessing.py --raw $(DEMO)/raw --out $(DEMO)/patches
+	$(BIN)/python train_classification.py --data $(DEMO)/patches --run $(DEMO)/run --arch resnet18 --weights none --epochs 8 --batch-size 32 --resume
+	$(BIN)/python test_classification.py --checkpoint $(DEMO)/run/best.pth --data $(DEMO)/patches --split test_b
+	@echo
+	@echo "$(DEMO)/raw       six drawn cities, three sites each"
+	@echo "$(DEMO)/patches   the patch set"
+	@echo "$(DEMO)/run       best.pth, log.csv, curves.png: the training run"
+	@echo "$(DEMO)/run/test_b  metrics.json, confusion_matrix.png: how good it is on patches it has never seen"
+
+test: .venv/tests
+	$(BIN)/python -m pytest -q tests
+
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; choose one with make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/tests: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check pytest
+	@touch $@
+
+.PHONY: demo test
