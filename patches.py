@@ -1,0 +1,363 @@
+"""What a patch set is on disk, and how patches are read from it. No other module knows.
+
+A patch set made by preprocessing.py stores every region of a raster once, at the network's scale, and a patch is a slice:
+
+    dataset.json   written last: a set without it is unfinished
+    regions.csv    one row a region
+    test_b.csv     the seeded sample of test patches
+    arrays/<city>/<site>/<raster>.<split>.npy    uint8 (H, W, 3)
+    arrays/<city>/<site>/<raster>.json           what these were made from and how: tells a later run that they are done
+    .lock                                        empty; held while preprocessing.py works
+
+The published layout, train|val|test|test_b/<City (CODE)>/*.jpg, is read as well.
+"""
+import csv
+import json
+import math
+import os
+import re
+import resource
+import stat
+import warnings
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from cli import InputError, shown
+
+warnings.filterwarnings("ignore", module=r"PIL\.")       # of odd metadata, and of large images that are not yet too large
+
+FORMAT = 1
+SPLITS = ("train", "val", "test", "test_b")
+IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
+FORMATS = ("JPEG", "PNG", "TIFF")   # nothing else is tried, whatever a file's name: Pillow would start Ghostscript for some
+
+
+class Region(NamedTuple):
+    """A row of regions.csv: the part of a raster that belongs to one split."""
+    region: str     # City (CODE)/site/raster.split
+    split: str      # train, val or test
+    city: str
+    site: str
+    raster: str     # path relative to the raw folder
+    x: int          # rectangle in pixels of the raster
+    y: int
+    width: int
+    height: int
+    rows: int       # windows
+    cols: int
+    file: str       # path of the array, relative to the patch set
+
+
+def code(city):
+    """The label of a city on figures: what stands in the last parentheses of its name, else the name."""
+    found = re.search(r"\(([^()]+)\)[^()]*$", city)
+    return found.group(1).strip() if found else city
+
+
+def windows(length, patch_size, stride):
+    """How many windows fit into a length of so many pixels."""
+    return (length - patch_size) // stride + 1 if length >= patch_size else 0
+
+
+def scaled_stride(patch_size, stride, image_size):
+    """The stride in pixels of the arrays. InputError if it is no whole number, with the nearest strides that work."""
+    if image_size * stride % patch_size == 0:
+        return image_size * stride // patch_size
+    step = patch_size // math.gcd(patch_size, image_size)
+    near = sorted({max(step, stride // step * step), -(-stride // step) * step})
+    raise InputError(f"--stride {stride}: image_size * stride / patch_size = {image_size} * {stride} / {patch_size} is no whole "
+                     f"number; the nearest that works: --stride {' or '.join(map(str, near))}")
+
+
+class UnreadableImage(Exception):
+    """An image file that cannot be used; the message says why and what to do, without the path."""
+
+
+@contextmanager
+def opened(path):
+    """Pillow's Image.open, with whatever a damaged or hostile file makes Pillow raise turned into UnreadableImage."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UnreadableImage("no regular file; delete it")
+        with Image.open(path, formats=FORMATS) as image:
+            yield image
+    except UnreadableImage:
+        raise
+    except UnidentifiedImageError:
+        raise UnreadableImage("no JPEG, PNG or TIFF image that can be read; replace or delete it") from None
+    except Image.DecompressionBombError:
+        raise UnreadableImage(f"has more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels; cut it into smaller images") from None
+    except MemoryError:
+        raise UnreadableImage("does not fit into memory; cut it into smaller images, or take fewer processes") from None
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableImage(f"cannot be read ({shown(reason)}); replace or delete it") from None
+
+
+def read_image(path):
+    """The whole file as an 8-bit RGB Pillow image; UnreadableImage if that cannot be.
+
+    Of 16 bits a channel the upper 8 are taken; transparency is dropped; palettes, CMYK and grey are converted.
+    """
+    with opened(path) as image:
+        image.load()
+        if image.mode == "F":
+            raise UnreadableImage("its pixels are floating-point numbers; convert it to 8 or 16 bits a channel")
+        if image.mode == "I" or image.mode.startswith("I;16"):
+            image = _upper_8_bits(image)
+        return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _upper_8_bits(image):
+    grey = np.empty((image.height, image.width), np.uint8)
+    for y in range(0, image.height, 256):       # in strips: 32 and 64 bits a pixel of a large image are gigabytes
+        strip = np.asarray(image.crop((0, y, image.width, min(y + 256, image.height))))
+        grey[y:y + 256] = (strip.astype(np.int64) >> 8).clip(0, 255)
+    return Image.fromarray(grey)
+
+
+def resize(image, size):
+    """Pillow's bilinear resize with antialiasing; size: (width, height)."""
+    return image.resize(size, Image.Resampling.BILINEAR)
+
+
+def open_split(root, split, image_size=None):
+    """The patches of one split of a patch set (or of a folder in the published layout).
+
+    image_size: side of a patch in pixels; None takes the set's own, 224 for a JPEG folder. InputError if this is no whole
+    patch set, if it lacks the split, or if its patches have another size.
+    The result has: classes (list of city names), labels (N,) int64, len(), name(i), read(indices), original(i),
+    image_size, patch_size, stride (None where a JPEG folder does not say), default_workers (processes that reading is worth).
+    """
+    root = Path(root)
+    if split not in SPLITS:
+        raise InputError(f"--split {shown(split)}: must be one of {', '.join(SPLITS)}")
+    if (root / "dataset.json").is_file():
+        return ArrayPatches(root, split, image_size)
+    if not root.is_dir():
+        raise InputError(f"{shown(root)}: no such folder; make a patch set with preprocessing.py --out {shown(root)}")
+    if (root / "arrays").is_dir():
+        raise InputError(f"{shown(root)}: preprocessing has not finished here (no dataset.json); run preprocessing.py again, it goes on where it stopped")
+    if any((root / name).is_dir() for name in SPLITS):
+        return JpegPatches(root, split, image_size or 224)
+    raise InputError(f"{shown(root)}: no patch set (no dataset.json, no train, val or test folder); make one with preprocessing.py --out")
+
+
+def load_description(root):
+    """dataset.json as a dict. InputError if it is damaged or of another format."""
+    file = Path(root) / "dataset.json"
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+        made_by = description["format"]
+        if made_by == FORMAT and not {"patch_size", "stride", "image_size", "classes", "raw"} <= description.keys():
+            raise ValueError
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{shown(file)}: damaged, or not written by preprocessing.py; delete this file and run preprocessing.py again") from None
+    if made_by != FORMAT:
+        raise InputError(f"{shown(file)}: patch set of format {shown(made_by)}, this version has {FORMAT}; delete the set and make it anew with preprocessing.py")
+    return description
+
+
+def load_regions(root):
+    """The rows of regions.csv."""
+    file = Path(root) / "regions.csv"
+    whole = ("x", "y", "width", "height", "rows", "cols")
+    try:
+        with open(file, newline="", encoding="utf-8") as lines:
+            return [Region(**{key: int(value) if key in whole else value for key, value in row.items()})
+                    for row in csv.DictReader(lines)]
+    except (OSError, TypeError, ValueError, csv.Error) as error:
+        raise InputError(f"{shown(file)}: cannot be read ({shown(error)}); run preprocessing.py again") from None
+
+
+def array_shape(rows, cols, step, image_size):
+    """(height, width) of the array that so many windows cover."""
+    return tuple((n - 1) * step + image_size for n in (rows, cols))
+
+
+def array_bytes(shape):
+    """Size of an array's file; NumPy's header of a three-dimensional array takes 128 bytes."""
+    return 128 + shape[0] * shape[1] * 3
+
+
+def write_array(file, array):
+    """np.save, which says "400 requested and 200 written" where the disk is full, without saying that it is."""
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+    file.write(np.ascontiguousarray(array))
+
+
+class ArrayPatches:
+    """The patches of one split as slices of memory-mapped arrays. See open_split."""
+    default_workers = 0     # a slice takes microseconds, handing it from one process to another takes longer
+
+    def __init__(self, root, split, image_size):
+        self.root, self.split = Path(root), split
+        self.description = description = load_description(root)
+        self.classes = description["classes"]
+        self.patch_size, self.stride, self.image_size = (description[key] for key in ("patch_size", "stride", "image_size"))
+        if image_size not in (None, self.image_size):
+            raise InputError(f"{shown(root)}: its patches are {self.image_size} pixels wide, {image_size} are asked for; "
+                             f"make a set with preprocessing.py --image-size {image_size}")
+        self.step = scaled_stride(self.patch_size, self.stride, self.image_size)
+        self.regions = [region for region in load_regions(root) if region.split == split.removesuffix("_b")]
+        counts = np.array([region.rows * region.cols for region in self.regions], dtype=np.int64)
+        self._first = np.concatenate([[0], np.cumsum(counts)])      # flat index of each region's first patch
+        self._cols = np.array([region.cols for region in self.regions], dtype=np.int64)
+        self._subset = self._load_test_b() if split == "test_b" else None
+        number = {city: i for i, city in enumerate(self.classes)}
+        if not {region.city for region in self.regions} <= number.keys():
+            raise InputError(f"{shown(root)}: regions.csv has cities that dataset.json has not; run preprocessing.py again")
+        labels = np.array([number[region.city] for region in self.regions], dtype=np.int64)
+        self.labels = np.repeat(labels, counts) if self._subset is None else labels[self._locate(np.arange(len(self)))[0]]
+        if not len(self):
+            raise InputError(f"{shown(root)}: no patches in {split}")
+        self._check_files()
+        _allow_open_files(len(self.regions))
+
+    def _load_test_b(self):
+        number = {region.region: i for i, region in enumerate(self.regions)}
+        file = self.root / "test_b.csv"
+        try:
+            with open(file, newline="", encoding="utf-8") as lines:
+                rows = [(number[row["region"]], int(row["row"]), int(row["col"])) for row in csv.DictReader(lines)]
+        except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+            raise InputError(f"{shown(file)}: cannot be read ({shown(error)}); run preprocessing.py again") from None
+        region, row, col = np.array(rows, dtype=np.int64).reshape(-1, 3).T
+        return self._first[region] + row * self._cols[region] + col
+
+    def _check_files(self):
+        # Now rather than after nine hours.
+        for region in self.regions:
+            file = self.root / region.file
+            shape = array_shape(region.rows, region.cols, self.step, self.image_size)
+            if not file.is_file() or file.stat().st_size != array_bytes(shape):
+                raise InputError(f"{shown(file)}: missing or not whole; run preprocessing.py again, it makes only what is missing")
+
+    def __len__(self):
+        return int(self._first[-1]) if self._subset is None else len(self._subset)
+
+    def _locate(self, indices):
+        flat = np.asarray(indices) if self._subset is None else self._subset[indices]
+        region = np.searchsorted(self._first, flat, side="right") - 1
+        row, col = np.divmod(flat - self._first[region], self._cols[region])
+        return region, row, col
+
+    def locate(self, index):
+        """(region, row, col) of one patch, region a Region."""
+        region, row, col = (int(value) for value in self._locate(index))
+        return self.regions[region], row, col
+
+    def name(self, index):
+        region, row, col = self.locate(index)
+        return f"{region.region}/r{row:02d}_c{col:02d}"
+
+    def raster(self, index):
+        """Path of the raster a patch was cut from, relative to the raw folder."""
+        return self.locate(index)[0].raster
+
+    def read(self, indices):
+        """Patches as uint8 (n, image_size, image_size, 3)."""
+        size, step = self.image_size, self.step
+        batch = np.empty((len(indices), size, size, 3), np.uint8)
+        for i, (region, row, col) in enumerate(zip(*(part.tolist() for part in self._locate(indices)))):
+            batch[i] = _map(self.root / self.regions[region].file)[row * step:row * step + size, col * step:col * step + size]
+        return batch
+
+    def original(self, index, raw=None):
+        """The patch as a Pillow image cut from its raster at full size, or from the array where the raster is gone or changed.
+
+        raw: the raw folder, where it has moved since preprocessing.
+        """
+        region, row, col = self.locate(index)
+        x, y = region.x + col * self.stride, region.y + row * self.stride
+        stored = self.read([index])[0]
+        try:
+            patch = _raster(Path(raw or self.root / self.description["raw"]) / region.raster).crop((x, y, x + self.patch_size, y + self.patch_size))
+        except UnreadableImage:
+            return Image.fromarray(stored)
+        difference = np.abs(np.asarray(resize(patch, (self.image_size, self.image_size)), np.int16) - stored)
+        return patch if difference.mean() < 4 else Image.fromarray(stored)      # less: another version of Pillow
+
+
+class JpegPatches:
+    """The patches of one split as JPEG files in the published folder layout. See open_split."""
+    default_workers = len(os.sched_getaffinity(0))
+
+    def __init__(self, root, split, image_size):
+        self.root, self.split, self.image_size = Path(root), split, image_size
+        self.patch_size = self.stride = None
+        folder = self.root / split
+        if not folder.is_dir():
+            raise InputError(f"{shown(folder)}: no such folder")
+        # Every split must number the classes alike, also if one lacks a city.
+        self.classes = sorted({city.name for name in SPLITS for city in _folders(self.root / name)})
+        files = [(label, path) for label, city in enumerate(self.classes) for path in _images(folder / city)]
+        if not files:
+            raise InputError(f"{shown(folder)}: no images in it, expected <City (CODE)>/*.jpg")
+        self.labels = np.array([label for label, _ in files], dtype=np.int64)
+        self.files = [path for _, path in files]
+
+    def __len__(self):
+        return len(self.files)
+
+    def name(self, index):
+        return self.files[index].relative_to(self.root).as_posix()
+
+    def raster(self, index):
+        """The raster's name as far as preprocessing.py's file names tell it: all before _rNN_cNN."""
+        return re.sub(r"_r\d+_c\d+$", "", Path(self.name(index)).with_suffix("").as_posix())
+
+    def read(self, indices):
+        """Patches as uint8 (n, image_size, image_size, 3)."""
+        size = (self.image_size, self.image_size)
+        batch = np.empty((len(indices), *size, 3), np.uint8)
+        for i, index in enumerate(indices):
+            batch[i] = np.asarray(resize(self.original(index), size))
+        return batch
+
+    def original(self, index, raw=None):
+        try:
+            return read_image(self.files[index])
+        except UnreadableImage as error:
+            raise InputError(f"{shown(self.files[index])}: {error}")
+
+
+def _folders(folder):
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")) if folder.is_dir() else []
+
+
+def _images(folder):
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES and not path.name.startswith("."))
+
+
+def _allow_open_files(count):
+    # Every mapped array holds a file open; the usual soft limit of 1024 is below the 1585 rasters of the real data.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count + 256:
+        limit = count + 256 if hard == resource.RLIM_INFINITY else min(hard, count + 256)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
+
+
+_maps = {}
+
+
+def _map(file):
+    array = _maps.get(file)
+    if array is None:
+        if len(_maps) >= max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 256):
+            _maps.pop(next(iter(_maps)))
+        # A plain view: slicing numpy.memmap itself costs several microseconds more.
+        array = _maps[file] = np.asarray(np.load(file, mmap_mode="r"))
+    return array
+
+
+@lru_cache(maxsize=1)
+def _raster(file):
+    return read_image(file)

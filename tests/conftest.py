@@ -1,0 +1,62 @@
+"""What several tests need: pictures made by a program, folders of them, and preprocessing that takes milliseconds."""
+import sys
+from concurrent.futures import Executor, Future
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import preprocessing  # noqa: E402
+
+SMALL = ["--patch-size", "48", "--stride", "24", "--image-size", "28", "--test-b", "5", "--workers", "1"]
+
+
+def picture(width, height, seed=0):
+    """A picture with the contrasts of a photograph: smooth shapes, edges and a little noise."""
+    rng = np.random.default_rng([seed, width, height])
+    shapes = Image.fromarray(rng.integers(0, 256, (height // 24 + 2, width // 24 + 2, 3), dtype=np.uint8))
+    noise = rng.integers(-6, 7, (height, width, 1), dtype=np.int16)
+    pixels = np.asarray(shapes.resize((width, height), Image.Resampling.BICUBIC), np.int16) + noise
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def make_raw(raw, cities=("Aa (AAA)", "Bb (BBB)"), sites=3, size=(150, 110)):
+    """<raw>/<city>/site1/2020.png and so on; every raster has the same name, whatever its site."""
+    for i, city in enumerate(cities):
+        for j in range(1, sites + 1):
+            (raw / city / f"site{j}").mkdir(parents=True)
+            picture(*size, seed=10 * i + j).save(raw / city / f"site{j}" / "2020.png")
+    return raw
+
+
+def files(folder):
+    """{path: bytes} of all files in a folder, but for the lock, which is always empty."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"}
+
+
+class Inline(Executor):
+    """A pool of processes that is none."""
+    def __init__(self, *arguments):
+        pass
+
+    def submit(self, work, job):
+        future = Future()
+        try:
+            future.set_result(work(job))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@pytest.fixture
+def preprocess(monkeypatch, tmp_path):
+    """preprocessing.py --raw <tmp>/raw --out <tmp>/out in this process, with small patches and the flags that are given."""
+    def call(*flags, raw=tmp_path / "raw", out=tmp_path / "out"):
+        monkeypatch.setattr(preprocessing, "ProcessPoolExecutor", Inline)
+        preprocessing.main(["--raw", str(raw), "--out", str(out), *SMALL, *map(str, flags)])
+        return out
+    return call
