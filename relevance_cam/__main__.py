@@ -55,15 +55,16 @@ def main(argv=None):
         layers = check_layers(args.layers)
     except ValueError as error:
         raise InputError(f"--layers: {error}") from None
-    patch_set = None
-    if args.raster is None:
-        patch_set = patches.open_split(args.data, args.split)
     model, checkpoint = classifier.load_checkpoint(args.checkpoint)
     try:
         check_model(model)
     except TypeError as error:
         raise InputError(f"{shown(args.checkpoint)}: {error}") from None
     model = model.to(device, memory_format=torch.channels_last)
+    patch_set = None
+    if args.raster is None or checkpoint["classes"] is None:
+        patch_set = patches.open_split(args.data, args.split, checkpoint["image_size"])
+        checkpoint["classes"] = classifier.class_names(checkpoint, patch_set, args.data, args.checkpoint)
     target = None if args.target is None else find_city(args.target, checkpoint["classes"])
     methods = {name: METHODS[name](model, layers) for name in dict.fromkeys(args.methods)}
     out = Path(args.out) if args.out else Path(args.checkpoint).parent / "saliency"
@@ -71,9 +72,6 @@ def main(argv=None):
         explain_raster(args, checkpoint, methods, target, device, out)
         return
 
-    if patch_set.image_size != checkpoint["image_size"]:
-        patch_set = patches.open_split(args.data, args.split, checkpoint["image_size"])
-    classifier.check_classes(patch_set, checkpoint["classes"], args.data, args.checkpoint)
     started = time.time()
     chosen = draw_patches(patch_set, args.per_city, args.seed)
     maps, logits = explain(methods, patch_set, chosen, checkpoint, target, device)
@@ -146,7 +144,7 @@ def draw_figures(out, patch_set, chosen, maps, logits, target, raw):
                 explained = predicted if target is None else target
                 own = {name: {layer: values[k] for layer, values in by_layer.items()} for name, by_layer in maps.items()}
                 picture = patch_set.original(index, raw).convert("RGB")
-                title = f"{classes[label]}, predicted {classes[predicted]} {100 * probabilities[k, predicted]:.1f} %"
+                title = f"true {classes[label]}, predicted {classes[predicted]} {100 * probabilities[k, predicted]:.1f} %"
                 if explained != predicted:
                     title += f", explained {classes[explained]} {100 * probabilities[k, explained]:.1f} %"
                 name = f"{len(pictures) + 1:02d}_{re.sub(r'[^0-9A-Za-z_.-]+', '_', patch_set.name(index).split('/', 1)[1])}"

@@ -72,7 +72,7 @@ def sheet(title, rows, columns, panel, row_labels=None, colour=INK, scale_bar=Tr
             for k, (line, ink) in enumerate(row_labels[i]):
                 text(draw, (GAP, y + 4 + 21 * k), line, 15, ink, width=left - GAP)
     if scale_bar:
-        draw_scale(page, width - GAP - 420, height - 28)
+        draw_scale(page, width - GAP - 435, height - 28)
     return page
 
 

@@ -97,5 +97,5 @@ def draw(raster, maps, probability, classes, codes, title):
         pen.rectangle((x, y + 3, x + 14, y + 17), fill=tuple(int(v) for v in palette[city]))
         figures.text(pen, (x + 22, y), label, 16)
         x += length
-    figures.draw_scale(page, page.width - gap - 420, page.height - 28)
+    figures.draw_scale(page, page.width - gap - 435, page.height - 28)
     return page

@@ -1,4 +1,5 @@
 """What several tests need: pictures made by a program, folders of them, and preprocessing that takes milliseconds."""
+import signal
 import sys
 from concurrent.futures import Executor, Future
 from pathlib import Path
@@ -60,3 +61,36 @@ def preprocess(monkeypatch, tmp_path):
         preprocessing.main(["--raw", str(raw), "--out", str(out), *SMALL, *map(str, flags)])
         return out
     return call
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A patch set of three easy cities: 162 train, 36 val and 36 test patches of 32 x 32 pixels each."""
+    root = tmp_path_factory.mktemp("training")
+    rng = np.random.default_rng(0)
+    for number, city in enumerate(("Aa (AAA)", "Bb (BBB)", "Cc (CCC)")):
+        for site in range(3):
+            pixels = rng.normal(100, 40, (240, 240, 3))
+            pixels[::3 + number] += 60
+            folder = root / "raw" / city / f"site{site}"
+            folder.mkdir(parents=True)
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / "2020.png")
+    preprocessing.main(["--raw", f"{root}/raw", "--out", f"{root}/patches", "--patch-size", "48", "--stride", "24",
+                        "--image-size", "32", "--workers", "1", "--test-b", "20"])
+    return root / "patches"
+
+
+def flags(data, run, *more):
+    return ["--data", str(data), "--run", str(run), "--arch", "resnet18", "--weights", "none", "--epochs", "2", "--batch-size", "32", *more]
+
+
+@pytest.fixture(scope="session")
+def finished(data, tmp_path_factory):
+    """A run of two epochs that nothing disturbed."""
+    import train_classification     # not above: torch takes seconds, and most tests need none
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
+    train_classification.main(flags(data, run))
+    for number, handler in handlers:
+        signal.signal(number, handler)
+    return run

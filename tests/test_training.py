@@ -25,6 +25,7 @@ import preprocessing
 import test_classification
 import train_classification
 from cli import InputError
+from conftest import flags
 
 ROOT = Path(__file__).parent.parent
 # Children are forked from a server that has imported torch but computed nothing: they start in milliseconds, and safely.
@@ -33,41 +34,12 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["train_classification"])
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """A patch set of three easy cities: 162 train, 36 val and 36 test patches of 32 x 32 pixels each."""
-    root = tmp_path_factory.mktemp("training")
-    rng = np.random.default_rng(0)
-    for number, city in enumerate(("Aa (AAA)", "Bb (BBB)", "Cc (CCC)")):
-        for site in range(3):
-            pixels = rng.normal(100, 40, (240, 240, 3))
-            pixels[::3 + number] += 60
-            folder = root / "raw" / city / f"site{site}"
-            folder.mkdir(parents=True)
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / "2020.png")
-    preprocessing.main(["--raw", f"{root}/raw", "--out", f"{root}/patches", "--patch-size", "48", "--stride", "24",
-                        "--image-size", "32", "--workers", "1", "--test-b", "20"])
-    return root / "patches"
-
-
 @pytest.fixture(autouse=True)
 def signals():
     before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
     yield
     for s, handler in zip((signal.SIGTERM, signal.SIGINT), before):
         signal.signal(s, handler)
-
-
-def flags(data, run, *more):
-    return ["--data", str(data), "--run", str(run), "--arch", "resnet18", "--weights", "none", "--epochs", "2", "--batch-size", "32", *more]
-
-
-@pytest.fixture(scope="module")
-def finished(data, tmp_path_factory):
-    """A run of two epochs that nothing disturbed."""
-    run = tmp_path_factory.mktemp("runs") / "whole"
-    train_classification.main(flags(data, run))
-    return run
 
 
 def load(path):
@@ -198,8 +170,12 @@ def test_killed_twenty_times(data, finished, tmp_path):
     """SIGKILL at random moments, gone on with each time: the end is that of the undisturbed run, to the bit."""
     run, rng, kills, reached = tmp_path / "killed", random.Random(0), 0, set()
     while kills < 20:
+        saved = (run / "last.pth").stat().st_mtime_ns if (run / "last.pth").exists() else 0
         process = begin(data, run, "--save-every", "1")
-        process.join(rng.uniform(0, 1.5))
+        # Every third kill falls anywhere after the start, the others after a step at least, so that a slow machine gets on, too.
+        while kills % 3 and process.is_alive() and not ((run / "last.pth").exists() and (run / "last.pth").stat().st_mtime_ns > saved):
+            time.sleep(0.01)
+        process.join(rng.uniform(0, 0.5))
         if process.exitcode is not None:    # ended before the twentieth kill: once more from the start
             assert process.exitcode == 0
             shutil.rmtree(run)
@@ -224,7 +200,7 @@ def test_terminated(data, finished, tmp_path):
         process = begin(data, run)
         time.sleep(0.5)
         os.kill(process.pid, number)
-        process.join(10)
+        process.join(30)
         assert process.exitcode == 1
         state = load(run / "last.pth")
         stopped_at.append((state["epoch"], state["step"]))
