@@ -101,12 +101,12 @@ def site_light(seed, city, site):
             low, high = high, low
         return low + (high - low) * min(1, max(0, place + own.uniform(-0.15, 0.15)))
     sun, side = math.radians(spread(110, 250)), own.uniform(0, math.tau)  # from north: late morning to afternoon
-    warm, tint, cold = spread(-0.05, 0.05), spread(-0.02, 0.02), spread(0, 0.03)
+    warm, tint, cold = spread(-0.04, 0.04), spread(-0.02, 0.02), spread(0, 0.03)
     return SimpleNamespace(
         sun=complex(math.sin(sun), -math.cos(sun)),  # unit vector along the ground towards the sun
         reach=spread(0.5, 1.0),                      # metres of shadow for each metre of height
         shade=spread(0.39, 0.48),                    # what is left of the light in a shadow
-        exposure=spread(0.40, 0.52), contrast=spread(0.94, 1.12), vivid=spread(0.75, 0.95),
+        exposure=spread(0.41, 0.51), contrast=spread(0.94, 1.12), vivid=spread(0.75, 0.95),
         cast=(1 + warm, 1 + tint, 1 - warm), haze=spread(0, 0.10), haze_colour=(0.68 - cold, 0.70, 0.72 + cold),
         dry=spread(0, 0.4),                          # the season: 0 lush, 1 straw
         lean=spread(0.02, 0.13) * complex(math.cos(side), math.sin(side)))  # of walls: the camera is never straight above
@@ -529,9 +529,10 @@ def line_streets(scene, raw, widths, block):
                 scene.strip(z, z + ahead * 4, 0.2)
             scene.cars(a + inwards * half * 0.25, b + inwards * half * 0.25, 0.35 * style.cars, pitch=12)
         if i in (0, 3):  # what is in the middle of a street is drawn from one of its sides only
-            step, dash, wide = (9, 4, 0.24) if half < 8 else (40, 38, 0.6)
-            for k in range(int(abs(b - a) / step) if half > 4 else 0):
-                scene.strip(a + ahead * step * k, a + ahead * (step * k + dash), wide)
+            z, free = a + ahead * (widths[i - 1] + 6), abs(b - a) - widths[i - 1] - widths[(i + 1) % 4] - 12  # between crossings
+            step, dash, wide = (9, 4, 0.24) if half < 8 else (20, 20, 0.6)
+            for k in range(int(free / step) if half > 4 else 0):
+                scene.strip(z + ahead * step * k, z + ahead * (step * k + dash), wide)
             for k in range(int(half * 2 / 1.3) - 2 if half > 8 else 0):  # a zebra crossing
                 z = a + ahead * (widths[i - 1] + 2.2) + inwards * (k * 1.3 - half + 1.8)
                 scene.strip(z, z + ahead * 3, 0.55)
@@ -602,7 +603,9 @@ def flood(scene, shore, outline, streets):
         if far[0] > 3 and far[-1] > 3 and far.min() < 0 and (half > 6 or scene.rnd.random() < 0.35):
             scene.strip(a, b, 1.6 * half, (176, 174, 170), 30)
             scene.strip(a, b, 1.6 * half - 2.4, scene.style.asphalt, 30)
-    scene.solids = [s for s in scene.solids if shore(np.array(s[0])).min() > 6]
+    feet, shares = np.reshape([s[0] for s in scene.solids], (-1, 4)).T, (0, 0.5, 1)
+    dry = np.min([shore(at(feet, u, v)) for u in shares for v in shares], axis=0) > 6
+    scene.solids = [s for s, keep in zip(scene.solids, dry) if keep]
     scene.trees = [t for t in scene.trees if shore(t[0]) > 4]
 
 
