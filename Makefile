@@ -5,8 +5,8 @@ DEMO := demo
 
 demo: .venv/installed
 	$(BIN)/python data/make_sample.py --out $(DEMO)/raw --cities 6 --sites 3 --size 2400
-	$(BIN)/python preprocessing.py --raw $(DEMO)/raw --out $(DEMO)/patches
-	$(BIN)/python train_classification.py --data $(DEMO)/patches --run $(DEMO)/run --arch resnet18 --weights none --epochs 8 --batch-size 32 --resume
+	$(BIN)/python preprocessing.py --raw $(DEMO)/raw --out $(DEMO)/patches --image-size 160
+	$(BIN)/python train_classification.py --data $(DEMO)/patches --run $(DEMO)/run --arch resnet18 --weights none --epochs 12 --batch-size 16 --lr 3e-4 --resume
 	$(BIN)/python test_classification.py --checkpoint $(DEMO)/run/best.pth --data $(DEMO)/patches --split test_b
 	@echo
 	@echo "$(DEMO)/raw       six drawn cities, three sites each"

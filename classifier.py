@@ -64,7 +64,7 @@ def imagenet(arch, version):
 
 
 def load_state(model, state, what):
-    """Fill a model with a state dict. InputError if it does not fit, or if some of its numbers are none: so would be every prediction."""
+    """Fill a model with a state dict. InputError if it does not fit, or has values that are not finite: every prediction would be NaN."""
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -126,7 +126,9 @@ def find_classes(content):
         if isinstance(content.get(key), (list, tuple)):
             return list(content[key])
     numbers = content.get("class_to_idx") if isinstance(content, dict) else None     # of torchvision's ImageFolder
-    return list(numbers) if isinstance(numbers, dict) and list(numbers.values()) == list(range(len(numbers))) else None
+    if not isinstance(numbers, dict) or not all(type(number) is int for number in numbers.values()):
+        return None
+    return sorted(numbers, key=numbers.get)
 
 
 def without_prefix(state):
@@ -155,7 +157,8 @@ def state_of_module(module, path):
 def check_layer(name, ours, theirs):
     """Refused if a layer that a file describes differs from torchvision's of that name in more than its weights."""
     kind, wanted = theirs.kind.rpartition(".")[2] if theirs else "missing", type(ours).__name__ if ours else "missing"
-    if name == "avgpool" and kind == "AvgPool2d" and theirs.attributes.get("kernel_size") == 7:
+    size = theirs.attributes.get("kernel_size") if theirs else None
+    if name == "avgpool" and kind == "AvgPool2d" and type(size) is int and size == 7:
         return      # before torchvision 0.3, and the same at 224 pixels
     if kind != wanted:
         raise torch_file.Refused(f"no ResNet as torchvision has it: {name or 'the model'} is {kind}, in torchvision {wanted}")
@@ -207,7 +210,10 @@ def load_checkpoint(path):
 def save_checkpoint(path, checkpoint):
     """Write tensors and plain types, whole or not at all."""
     with atomic(path) as file:
-        torch.save(checkpoint, file)
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:       # in which torch wraps a full disk
+            raise error.__context__ if isinstance(error.__context__, OSError) else error
 
 
 def class_names(checkpoint, patch_set, data, path):

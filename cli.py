@@ -85,6 +85,12 @@ def atomic(path, mode="wb", sync=True, **kwargs):
         raise
 
 
+def clear_leftovers(folder):
+    """Remove what processes that were killed while writing left in a folder."""
+    for path in Path(folder).glob(".*-????????.tmp"):
+        path.unlink()
+
+
 def number(kind=int, least=None, above=None, most=None):
     """An argparse type: a number of this kind within bounds. Outside them argparse prints one line and exits 2."""
     def parse(text):

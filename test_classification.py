@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 import classifier
 import distributed
 import patches
-from cli import Parser, atomic, number, run, shown
+from cli import Parser, atomic, clear_leftovers, number, run, shown
 from distributed import RANK
 
 matplotlib.use("Agg")
@@ -47,6 +47,7 @@ def main(argv=None):
     classes = classifier.class_names(checkpoint, patch_set, args.data, args.checkpoint)
     out = Path(args.out) if args.out else Path(args.checkpoint).parent / args.split
     out.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(out)
 
     started = time.time()
     model = model.to(device, memory_format=torch.channels_last)

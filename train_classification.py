@@ -26,7 +26,7 @@ import classifier
 import distributed
 import loader
 import patches
-from cli import InputError, Parser, atomic, number, run, shown
+from cli import InputError, Parser, atomic, clear_leftovers, number, run, shown
 from distributed import RANK, WORLD
 
 matplotlib.use("Agg")
@@ -100,6 +100,7 @@ def main(argv=None):
     stop = catch_signals()
     if RANK == 0:
         folder.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(folder)
         write_config(folder, settings, device)
         write_history(folder, history)
     network = model

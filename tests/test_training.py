@@ -191,6 +191,7 @@ def test_killed_twenty_times(data, finished, tmp_path):
     process.join()
     assert process.exitcode == 0
     assert_same(finished, run)
+    assert {path.name for path in run.iterdir()} == {path.name for path in finished.iterdir() if path.is_file()}
 
 
 def test_terminated(data, finished, tmp_path):
