@@ -175,14 +175,16 @@ def load_regions(root):
         raise InputError(f"{shown(file)}: cannot be read ({shown(error)}); run preprocessing.py again") from None
 
 
-def array_shape(rows, cols, step, image_size):
-    """(height, width) of the array that so many windows cover."""
-    return tuple((n - 1) * step + image_size for n in (rows, cols))
+def array_shape(rows, cols, description):
+    """(height, width) of the array that so many windows cover; description: dataset.json, or its sizes."""
+    size, stride, image_size = (description[key] for key in ("patch_size", "stride", "image_size"))
+    return tuple((n - 1) * stride * image_size // size + image_size for n in (rows, cols))
 
 
-def array_bytes(shape):
-    """Size of an array's file; NumPy's header of a three-dimensional array takes 128 bytes."""
-    return 128 + shape[0] * shape[1] * 3
+def array_bytes(rows, cols, description):
+    """Size of the array's file; NumPy's header of a three-dimensional array takes 128 bytes."""
+    height, width = array_shape(rows, cols, description)
+    return 128 + height * width * 3
 
 
 def write_array(file, array):
@@ -234,8 +236,7 @@ class ArrayPatches:
         # Now rather than after nine hours.
         for region in self.regions:
             file = self.root / region.file
-            shape = array_shape(region.rows, region.cols, self.step, self.image_size)
-            if not file.is_file() or file.stat().st_size != array_bytes(shape):
+            if not file.is_file() or file.stat().st_size != array_bytes(region.rows, region.cols, self.description):
                 raise InputError(f"{shown(file)}: missing or not whole; run preprocessing.py again, it makes only what is missing")
 
     def __len__(self):
@@ -332,9 +333,8 @@ def _folders(folder):
 
 
 def _images(folder):
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES and not path.name.startswith("."))
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    return [folder / name for name in names if os.path.splitext(name)[1].lower() in IMAGES and not name.startswith(".")]
 
 
 def _allow_open_files(count):

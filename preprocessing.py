@@ -2,10 +2,11 @@
 
     python preprocessing.py --raw data/raw --out data/patches
     python preprocessing.py --raw data/raw --out data/patches --stride 120 --jpegs
+    python preprocessing.py --raw data/raw --out data/patches --shard 1/4      one of four machines, into one shared folder
 
 Rasters lie as <raw>/<City (CODE)>/<site>/.../<raster>.jpg (png, tif). Of each city's sites in sorted order the last is held
 out: the left half of its rasters is test, the right half val; all other sites are train. A second run does only what is
-missing or changed.
+missing or changed, and removes what belongs to rasters that are gone.
 """
 import argparse
 import csv
@@ -53,7 +54,7 @@ def arguments(argv=None):
     parser.add_argument("--test-b", type=number(least=1), default=500, help="test patches drawn of each city")
     parser.add_argument("--seed", type=number(least=0), default=0, help="of that draw")
     parser.add_argument("--workers", type=number(least=1), default=len(os.sched_getaffinity(0)), help="processes; default: all cores")
-    parser.add_argument("--jpegs", action="store_true", help="also write <split>/<City (CODE)>/*.jpg at full size, as published")
+    parser.add_argument("--jpegs", action="store_true", help="also write <split>/<City (CODE)>/*.jpg at full size, as published; later runs keep them up to date")
     parser.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N",
                         help="do only the I-th of N parts of the rasters (I from 1); the shard that ends last completes the set")
     return parser.parse_args(argv)
@@ -163,14 +164,14 @@ def flat_name(city, raster):
 
 
 def record_file(out, raster):
-    return out / "arrays" / Path(raster).with_suffix(".json")
+    return f"{out}/arrays/{Path(raster).with_suffix('.json')}"
 
 
 def jpeg_file(out, split, region, row, col):
     return f"{out}/{split}/{region.city}/{flat_name(region.city, region.raster)}_r{row:02d}_c{col:02d}.jpg"
 
 
-def windows(regions):
+def each_patch(regions):
     """(region, row, col) of every patch."""
     return ((region, row, col) for region in regions for row in range(region.rows) for col in range(region.cols))
 
@@ -180,15 +181,15 @@ def done_before(out, jobs, settings, jpegs):
     done = {}
     for job in jobs:
         try:
-            record = json.loads(record_file(out, job["raster"]).read_text(encoding="utf-8"))
+            record = json.loads(Path(record_file(out, job["raster"])).read_text(encoding="utf-8"))
+            refuse_other_settings(out, record["settings"], settings)
             regions = [Region(*region) for region in record["regions"]]
-            whole = record["job"] == job and all(
-                os.path.getsize(out / region.file) == patches.array_bytes(array_shape(region.rows, region.cols, settings)) for region in regions)
-            made_with = record["settings"]
-        except (OSError, ValueError, KeyError, TypeError):
+            whole = record["job"] == job \
+                and all(os.path.getsize(out / region.file) == patches.array_bytes(region.rows, region.cols, settings) for region in regions) \
+                and all(os.path.getsize(jpeg_file(out, region.split, region, row, col)) for region, row, col in each_patch(regions) if jpegs)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):      # not there, or damaged
             continue
-        refuse_other_settings(out, made_with, settings)
-        if whole and not (jpegs and any(not os.path.exists(jpeg_file(out, region.split, region, row, col)) for region, row, col in windows(regions))):
+        if whole:
             done[job["raster"]] = regions
     return done
 
@@ -246,16 +247,11 @@ def measure(raw, jobs, patch_size, faults):
     return good
 
 
-def array_shape(rows, cols, settings):
-    size, stride, image_size = (settings[key] for key in ("patch_size", "stride", "image_size"))
-    return patches.array_shape(rows, cols, stride * image_size // size, image_size)
-
-
 def tile(raw, out, settings, jpegs, job):
     """Cut one raster into arrays (and JPEGs). Returns its regions; they are also written, last, into the raster's record."""
     size, stride = settings["patch_size"], settings["stride"]
     image = patches.read_image(raw / job["raster"])
-    record = record_file(out, job["raster"])
+    record = Path(record_file(out, job["raster"]))
     record.unlink(missing_ok=True)      # from here on what an earlier run made does not count
     regions = []
     for split, (x, y, width, height) in zip(job["splits"], job["parts"]):
@@ -265,8 +261,8 @@ def tile(raw, out, settings, jpegs, job):
         # Cropped before it is resized: the filter must not see the neighbouring split.
         part = image.crop((x, y, x + (cols - 1) * stride + size, y + (rows - 1) * stride + size))
         with atomic(out / region.file, sync=False) as file:
-            patches.write_array(file, np.asarray(patches.resize(part, array_shape(rows, cols, settings)[::-1])))
-        for _, row, col in windows([region] if jpegs else []):
+            patches.write_array(file, np.asarray(patches.resize(part, patches.array_shape(rows, cols, settings)[::-1])))
+        for _, row, col in each_patch([region] if jpegs else []):
             left, upper, jpeg = col * stride, row * stride, io.BytesIO()
             part.crop((left, upper, left + size, upper + size)).save(jpeg, "JPEG", quality=JPEG_QUALITY)
             with atomic(jpeg_file(out, split, region, row, col), sync=False) as file:
@@ -281,13 +277,15 @@ def tile(raw, out, settings, jpegs, job):
 def tile_all(jobs, work, workers, done, faults):
     """Run work on every job in processes. What fails is noted in faults, and the rest goes on."""
     workers, waiting, running = min(workers, len(jobs)), iter(jobs), {}
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent) as pool, \
+    with interrupts_held() as interrupts, ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent) as pool, \
             tqdm(total=len(jobs), unit=" rasters", desc="tiling", disable=None) as bar:
         try:
-            while True:
-                with interrupts_held():
-                    for job in itertools.islice(waiting, 2 * workers - len(running)):
-                        running[pool.submit(work, job)] = job["raster"]
+            while not interrupts:
+                # A terminal sends Ctrl-C to all its processes. The workers, which are started in here, never see it.
+                mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+                for job in itertools.islice(waiting, 2 * workers - len(running)):
+                    running[pool.submit(work, job)] = job["raster"]
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 if not running:
                     break
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -309,16 +307,20 @@ def tile_all(jobs, work, workers, done, faults):
 
 @contextmanager
 def interrupts_held():
-    """Ctrl-C reaches all processes of a terminal. Workers started in here never see it; to this process it comes at the end of the block."""
-    came = []
-    handler = signal.signal(signal.SIGINT, lambda *arguments: came.append(arguments))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})     # workers inherit the mask, not the handler
+    """Yields a list: Ctrl-C puts something into it, and takes effect at the end of the block; a second Ctrl-C does so at once."""
+    came, handler = [], signal.getsignal(signal.SIGINT)
+
+    def note(*arguments):
+        came.append(arguments)
+        if len(came) > 1:
+            handler(*arguments)
+    if callable(handler):
+        signal.signal(signal.SIGINT, note)
     try:
-        yield
+        yield came
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.signal(signal.SIGINT, handler)
-    if came and callable(handler):
+    if came:
         handler(*came[0])
 
 
@@ -337,7 +339,7 @@ def check_space(out, jobs, settings, jpegs, test_b):
     for job in jobs:
         for split, (_, _, width, height) in zip(job["splits"], job["parts"]):
             rows, cols = patches.windows(height, size, stride), patches.windows(width, size, stride)
-            need += patches.array_bytes(array_shape(rows, cols, settings))
+            need += patches.array_bytes(rows, cols, settings)
             if jpegs:
                 need += rows * cols * size * size * JPEG_BYTES_A_PIXEL
                 copies[job["city"]] += rows * cols * (split == "test")
@@ -415,7 +417,7 @@ JPEG = re.compile(TEMPORARY + r"|(?P<raster>.+)_r(?P<row>\d+)_c(?P<col>\d+)\.jpg
 
 def remove_stale(out, regions, copies):
     """Delete what earlier runs made of rasters that are gone or have changed sides, and what killed ones left half-written."""
-    keep = {f"{out}/{region.file}" for region in regions} | {str(record_file(out, region.raster)) for region in regions} | copies.keys()
+    keep = {f"{out}/{region.file}" for region in regions} | {record_file(out, region.raster) for region in regions} | copies.keys()
     tiled = {(region.split, region.city, flat_name(region.city, region.raster)): region for region in regions}
     for top in ("arrays", *patches.SPLITS):
         for folder, _, names in os.walk(f"{out}/{top}", topdown=False):

@@ -139,7 +139,7 @@ def _read_stream(file):
     if _follow(pickles, storage).get("little_endian") is not True:
         raise Refused("written on a big-endian machine; convert it there")
     content, keys = _follow(pickles, storage), _follow(pickles, storage)
-    if len(keys) != len(storages) or set(keys) != storages.keys():
+    if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(keys) != sorted(storages):
         raise Refused("damaged: it lists other tensors than it has")
     file.seek(pickles.tell())
     for key in keys:
@@ -179,18 +179,18 @@ def _follow(pickle, storage):
             _fill(stack[-1], items)
         elif op in ("GLOBAL", "STACK_GLOBAL"):
             name, module = (stack.pop(), stack.pop()) if op == "STACK_GLOBAL" else reversed(value.split(" ", 1))
-            stack.append(_allowed(f"{module}.{name}"))
+            stack.append(_allowed(module, name))
         elif op == "BINPERSID":
-            stack.append(_persistent(storage, *stack.pop()))
+            stack.append(_persistent(storage, *_few(stack.pop())))
         elif op in ("REDUCE", "NEWOBJ"):
             arguments, called = stack.pop(), stack.pop()
             if not isinstance(called, Name) or called.name not in (FUNCTIONS if op == "REDUCE" else CLASSES):
                 raise Refused("damaged: it calls what cannot be called")
-            stack.append(FUNCTIONS[called.name](*arguments) if op == "REDUCE" else Module(called.name))
+            stack.append(FUNCTIONS[called.name](*_few(arguments)) if op == "REDUCE" else Module(called.name))
         elif op == "BUILD":
             state = stack.pop()
             if isinstance(stack[-1], Module):
-                stack[-1].attributes = dict(state)
+                stack[-1].attributes = state if type(state) is dict else {}
             # Else what a state dict or a parameter has besides its content (_metadata, flags): not needed.
         elif op not in ("PROTO", "FRAME", "STOP"):
             raise Refused(f"no checkpoint: its pickle has the instruction {op}, torch.save writes none")
@@ -212,8 +212,16 @@ def _fill(target, items):
         raise Refused("damaged: a list or dictionary that is none")
 
 
-def _allowed(name):
-    name = name.replace("__builtin__.", "builtins.")        # as Python 2 called them, and as torch.save still does
+def _few(arguments):
+    if type(arguments) is not tuple or len(arguments) > 10:     # a long one could be handed on again and again, for hours
+        raise Refused("damaged: it calls with wrong arguments")
+    return arguments
+
+
+def _allowed(module, name):
+    if type(module) is not str or type(name) is not str:
+        raise Refused("damaged: a name that is none")
+    name = f"{module}.{name}".replace("__builtin__.", "builtins.")       # as Python 2 called them, and as torch.save still does
     if name not in CLASSES and name not in STORAGES and name not in FUNCTIONS:
         raise Refused(f"refused, nothing of it was run: it asks for {shown(name)[:80]}, which no ResNet needs")
     return Name(name)
@@ -237,9 +245,8 @@ def _persistent(storage, kind, what, *more):
 
 def _tensor(flat, offset, size, stride, requires_grad=False, hooks=None, metadata=None):
     """A tensor as a view of its storage, if it lies within it and is no larger."""
-    numbers = (offset, *size, *stride)
     if not isinstance(flat, torch.Tensor) or len(size) != len(stride) or len(size) > 8 or metadata \
-            or not all(type(number) is int and 0 <= number < 2 ** 31 for number in numbers) or math.prod(size) > len(flat) \
+            or not all(type(number) is int and 0 <= number < 2 ** 31 for number in (offset, *size, *stride)) or math.prod(size) > len(flat) \
             or (math.prod(size) and offset + sum((n - 1) * step for n, step in zip(size, stride)) >= len(flat)):
         raise Refused("damaged: a tensor that does not lie within its storage")
     return flat.as_strided(size, stride, offset)

@@ -45,9 +45,10 @@ def test_upsample():
 
 
 def test_mask():
-    row = torch.tensor([[[0.0, 0.0, 0.0, 4.0]], [[0.1, 0.1, 0.1, 0.1]], [[1.0, 3.0, 1.0, 3.0]]])
-    # mean 1, deviation 1.73: above 2.73; constant: nothing; mean 2, deviation 1: nothing is above 3
-    assert quality.mask(row).tolist() == [[[False, False, False, True]], [[False] * 4], [[False] * 4]]
+    rows = torch.tensor([[[0.0, 0.0, 0.0, 4.0]], [[0.1, 0.1, 0.1, 0.1]], [[1.0, 3.0, 1.0, 3.0]], [[0.0, 0.1, 5.2, 5.7]]])
+    # above 1 + 1.73; constant: nothing; above 2 + 1: nothing; above 2.75 + 2.71 (2.75 + 3.12 with the sample's deviation)
+    last = [False, False, False, True]
+    assert quality.mask(rows).tolist() == [[last], [[False] * 4], [[False] * 4], [last]]
 
 
 def test_drop_and_increase():

@@ -45,13 +45,16 @@ def test_scaled_stride():
 
 
 def test_arrays_are_what_numpy_saves(tmp_path):
-    for shape in ((28, 28, 3), (2240, 1064, 3)):
+    for rows, cols in ((1, 1), (19, 9)):
+        sizes = {"patch_size": 480, "stride": 240, "image_size": 224}
+        shape = (*patches.array_shape(rows, cols, sizes), 3)
+        assert shape == (112 * rows + 112, 112 * cols + 112, 3)
         array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         with open(tmp_path / "ours.npy", "wb") as file:
             patches.write_array(file, array)
         np.save(tmp_path / "numpy.npy", array)
         assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "numpy.npy").read_bytes()
-        assert (tmp_path / "ours.npy").stat().st_size == patches.array_bytes(shape)
+        assert (tmp_path / "ours.npy").stat().st_size == patches.array_bytes(rows, cols, sizes)
 
 
 def test_a_full_disk_is_told_as_such():
@@ -299,6 +302,7 @@ def tiff(pixels, order="<", extra=()):
         + struct.pack(order + "H", 16) * channels + data
 
 
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
 def test_every_kind_of_pixel_becomes_what_it_looks_like(tmp_path):
     photo = picture(60, 50)
     rgb, grey = np.asarray(photo).astype(int), np.asarray(photo.convert("L")).astype(int)

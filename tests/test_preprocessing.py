@@ -335,7 +335,7 @@ def test_a_folder_that_cannot_be_listed_is_named(preprocess, tmp_path, monkeypat
     assert len(refused(preprocess, "Aa (AAA)/site2: Permission denied", "Bb (BBB)/site2: Permission denied")) == 2
 
 
-def test_where_out_may_lie(preprocess, tmp_path):
+def test_where_out_may_lie(preprocess, tmp_path, monkeypatch):
     raw = make_raw(tmp_path / "data" / "raw")
     for out in (raw, raw / "patches", raw / "Aa (AAA)" / ".." / "x", tmp_path / "other" / ".." / "data" / "raw"):
         refused(lambda: preprocess(raw=raw, out=out), "lies inside the raw folder")
@@ -346,7 +346,13 @@ def test_where_out_may_lie(preprocess, tmp_path):
     (tmp_path / "published" / "train" / "A").mkdir(parents=True)
     refused(lambda: preprocess(raw=raw, out=tmp_path / "published"), "folders that preprocessing.py did not write")
     preprocess(raw=raw, out=tmp_path / "data")
-    preprocess(raw=raw, out=tmp_path / "data" / "rawer")
+    expected = files(preprocess(raw=raw, out=tmp_path / "data" / "rawer"))
+    (tmp_path / "data" / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "data" / "here")
+    for _ in range(2):
+        preprocess(raw="../raw", out=".")
+        assert files(Path(".")) == expected
+        preprocess("--seed", 1, raw="../raw", out=".")
 
 
 def test_bad_rasters_are_all_named_and_the_good_ones_kept(preprocess, tmp_path, capsys):
@@ -505,7 +511,9 @@ def test_a_second_run_makes_what_is_missing(preprocess, tmp_path):
     one = {name for name in expected if name.startswith("arrays/Aa (AAA)/site1/") or name.startswith("train/Aa (AAA)/site1__")}
     assert len(one) == 2 + 15
     damages = [lambda: (out / "arrays/Aa (AAA)/site1/2020.train.npy").unlink(), lambda: os.truncate(out / "arrays/Aa (AAA)/site1/2020.train.npy", 2000),
-               lambda: (out / "train/Aa (AAA)/site1__2020_r01_c01.jpg").unlink(), lambda: (out / "arrays/Aa (AAA)/site1/2020.json").write_text("{"),
+               lambda: (out / "train/Aa (AAA)/site1__2020_r01_c01.jpg").unlink(), lambda: os.truncate(out / "train/Aa (AAA)/site1__2020_r01_c01.jpg", 0),
+               lambda: (out / "arrays/Aa (AAA)/site1/2020.json").write_text('{"settings": 1}'),
+               lambda: (out / "arrays/Aa (AAA)/site1/2020.json").write_text("{"),
                lambda: (out / "arrays/Aa (AAA)/site1/2020.json").write_text("[]"), lambda: (out / "arrays/Aa (AAA)/site1/2020.json").write_bytes(b"\xff")]
     for damage in damages:
         damage()
@@ -563,7 +571,7 @@ def test_what_was_left_of_another_role_is_removed(preprocess, tmp_path, monkeypa
 
     def die(raw, out, settings, jpegs, job):
         tile(raw, out, settings, jpegs, job)
-        preprocessing.record_file(out, job["raster"]).unlink()      # the record is the last that is written
+        os.unlink(preprocessing.record_file(out, job["raster"]))      # the record is the last that is written
         (out / "arrays" / ".1-0123abcd.tmp").write_text("half")
         (out / "train" / "A" / ".1-0123abcd.tmp").write_text("half")
         raise KeyboardInterrupt
@@ -577,6 +585,22 @@ def test_what_was_left_of_another_role_is_removed(preprocess, tmp_path, monkeypa
     out = preprocess("--jpegs")
     assert files(out) == files(preprocess("--jpegs", out=tmp_path / "fresh"))
     assert not list((out / "train" / "A").glob("site1*")) and list((out / "test" / "A").glob("site1*"))
+
+
+def test_a_raster_that_comes_back_after_a_run_died_on_another(preprocess, tmp_path, monkeypatch):
+    """The record of the first must not vouch for arrays of the second, though size and time of the raster are what they were."""
+    raster = make_raw(tmp_path / "raw") / "Aa (AAA)" / "site1" / "2020.png"
+    before, content, status = files(preprocess()), raster.read_bytes(), raster.stat()
+    picture(150, 110, seed=99).save(raster)
+
+    def die(*arguments, **options):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(json, "dump", die)
+        preprocess()
+    raster.write_bytes(content)
+    os.utime(raster, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert files(preprocess()) == before
 
 
 def test_files_of_the_user_stay(preprocess, tmp_path):

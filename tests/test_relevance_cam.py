@@ -514,9 +514,10 @@ def change(path, module):
     ],
 )
 def test_models_it_cannot_explain(edit, named):
+    model = edit(small_net())
     for method in METHODS:
         with pytest.raises(TypeError, match=named.replace(".", r"\.")):
-            method(edit(small_net()))
+            method(model)
 
 
 def test_a_model_changed_after_construction_is_refused_too():
