@@ -18,7 +18,7 @@ demo: .venv/installed
 	@echo "  $(DEMO)/run/saliency/  what in a patch makes it that city: a sheet for each city, a figure for each patch"
 
 test: .venv/tests
-	$(BIN)/python -m pytest -q tests
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q tests
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; choose one with make PYTHON=...")'

@@ -159,7 +159,8 @@ def load_description(root):
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{shown(file)}: damaged, or not written by preprocessing.py; delete this file and run preprocessing.py again") from None
     if made_by != FORMAT:
-        raise InputError(f"{shown(file)}: patch set of format {shown(made_by)}, this version has {FORMAT}; delete the set and make it anew with preprocessing.py")
+        raise InputError(f"{shown(file)}: patch set of format {shown(made_by)}, this version has {FORMAT}; "
+                         "delete the set and make it anew with preprocessing.py")
     return description
 
 

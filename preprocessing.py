@@ -54,7 +54,8 @@ def arguments(argv=None):
     parser.add_argument("--test-b", type=number(least=1), default=500, help="test patches drawn of each city")
     parser.add_argument("--seed", type=number(least=0), default=0, help="of that draw")
     parser.add_argument("--workers", type=number(least=1), default=len(os.sched_getaffinity(0)), help="processes; default: all cores")
-    parser.add_argument("--jpegs", action="store_true", help="also write <split>/<City (CODE)>/*.jpg at full size, as published; later runs keep them up to date")
+    parser.add_argument("--jpegs", action="store_true",
+                        help="also write <split>/<City (CODE)>/*.jpg at full size, as published; later runs keep them up to date")
     parser.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N",
                         help="do only the I-th of N parts of the rasters (I from 1); the shard that ends last completes the set")
     return parser.parse_args(argv)
@@ -283,9 +284,11 @@ def tile_all(jobs, work, workers, done, faults):
             while not interrupts:
                 # A terminal sends Ctrl-C to all its processes. The workers, which are started in here, never see it.
                 mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-                for job in itertools.islice(waiting, 2 * workers - len(running)):
-                    running[pool.submit(work, job)] = job["raster"]
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                try:
+                    for job in itertools.islice(waiting, 2 * workers - len(running)):
+                        running[pool.submit(work, job)] = job["raster"]
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 if not running:
                     break
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
