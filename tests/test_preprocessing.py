@@ -31,7 +31,11 @@ def command(*flags, raw, out):
 
 def finish(process):
     """(exit status, stdout, stderr) of a process, once it has ended."""
-    output, errors = process.communicate(timeout=60)
+    try:
+        output, errors = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()      # its workers follow
+        raise
     return process.returncode, output, errors
 
 
@@ -830,7 +834,7 @@ def test_ctrl_c_ends_with_one_line_and_keeps_what_is_done(many):
         with start("--jpegs", "--workers", 2, raw=raw, out=out, start_new_session=True) as process:
             while (line := process.stdout.readline()) and "rasters to do" not in line:
                 pass
-            while tiled(out) < until:
+            while tiled(out) < until and process.poll() is None:
                 time.sleep(0.01)
             os.killpg(process.pid, signal.SIGINT)
             code, _, errors = finish(process)
@@ -843,7 +847,7 @@ def test_a_worker_that_is_killed(many):
     raw, _ = many
     out = raw.parent / "worker"
     with start("--jpegs", raw=raw, out=out, start_new_session=True) as process:
-        while not tiled(out):
+        while not tiled(out) and process.poll() is None:
             time.sleep(0.01)
         worker, = [pid for pid in alive(process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         os.kill(worker, signal.SIGKILL)
