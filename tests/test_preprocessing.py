@@ -827,8 +827,14 @@ def test_killed_while_completing(preprocess, tmp_path, monkeypatch):
     assert step > 20
 
 
-def test_ctrl_c_ends_with_one_line_and_keeps_what_is_done(many):
-    raw, _ = many
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory):
+    """Twelve rasters of 1,248 patches each: some seconds of work with --jpegs, so that it cannot end before it is disturbed."""
+    return make_raw(tmp_path_factory.mktemp("slow") / "raw", sites=6, size=(960, 800))
+
+
+def test_ctrl_c_ends_with_one_line_and_keeps_what_is_done(slow):
+    raw = slow
     for until in (0, 3):
         out = raw.parent / f"interrupted{until}"
         with start("--jpegs", "--workers", 2, raw=raw, out=out, start_new_session=True) as process:
@@ -840,11 +846,11 @@ def test_ctrl_c_ends_with_one_line_and_keeps_what_is_done(many):
             code, _, errors = finish(process)
         assert (code, errors) == (1, "interrupted; what was finished is kept, the same command goes on from there\n")
         wait_until_none_is_alive(process.pid)
-        assert until <= tiled(out) < 24 and not (out / "dataset.json").exists() and not list(out.rglob("*.tmp"))
+        assert until <= tiled(out) < 12 and not (out / "dataset.json").exists() and not list(out.rglob("*.tmp"))
 
 
-def test_a_worker_that_is_killed(many):
-    raw, _ = many
+def test_a_worker_that_is_killed(slow):
+    raw = slow
     out = raw.parent / "worker"
     with start("--jpegs", raw=raw, out=out, start_new_session=True) as process:
         while not tiled(out) and process.poll() is None:
