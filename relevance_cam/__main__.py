@@ -10,8 +10,10 @@ Writes, by default into checkpoints/<run>/saliency/: a figure for each patch, a 
 import csv
 import difflib
 import re
+import sys
 import time
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,8 @@ from cli import InputError, Parser, atomic, number, run, shown
 from . import GradCAM, GradCAMPlusPlus, RelevanceCAM, ScoreCAM, figures, quality, rasters
 from .resnet import LAYERS, check_layers, check_model
 
-METHODS = {"relevance-cam": RelevanceCAM, "grad-cam": GradCAM, "grad-cam++": GradCAMPlusPlus, "score-cam": ScoreCAM}
+METHODS = {"relevance-cam": RelevanceCAM, "grad-cam": GradCAM, "grad-cam++": GradCAMPlusPlus,
+           "score-cam": partial(ScoreCAM, progress=sys.stderr.isatty())}
 
 
 def arguments(argv=None):

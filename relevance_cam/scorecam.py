@@ -18,7 +18,7 @@ class ScoreCAM:
     Wang et al., Score-CAM, CVPR 2020 workshops, algorithm 1.
 
     Slow by nature: one forward pass of an image for each channel, 3840 for the four layers of a ResNet-50.
-    batch_size: channels to a forward pass. progress: draw a bar that counts them on stderr, if that is a terminal.
+    batch_size: channels to a forward pass. progress: draw a bar that counts them on stderr.
     """
 
     def __init__(self, model, layers=LAYERS, batch_size=32, progress=True):
@@ -42,7 +42,7 @@ class ScoreCAM:
 
         total = len(images) * sum(activations[name].shape[1] for name in self.layers)
         maps = {}
-        with tqdm(total=total, desc="Score-CAM", unit="channel", leave=False, disable=None if self.progress else True) as bar:
+        with tqdm(total=total, desc="Score-CAM", unit="channel", leave=False, disable=not self.progress) as bar:
             for name in self.layers:
                 maps[name] = torch.stack([self.map(*args, bar) for args in zip(images, target, activations[name])])
         return maps, logits
