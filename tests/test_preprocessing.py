@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -837,7 +838,9 @@ def test_ctrl_c_ends_with_one_line_and_keeps_what_is_done(slow):
     raw = slow
     for until in (0, 3):
         out = raw.parent / f"interrupted{until}"
-        with start("--jpegs", "--workers", 2, raw=raw, out=out, start_new_session=True) as process:
+        # As a terminal starts it; where the tests run in the background of a shell, SIGINT would be ignored.
+        unignored = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        with start("--jpegs", "--workers", 2, raw=raw, out=out, start_new_session=True, preexec_fn=unignored) as process:
             while (line := process.stdout.readline()) and "rasters to do" not in line:
                 pass
             while tiled(out) < until and process.poll() is None:
