@@ -114,7 +114,7 @@ def test_run_leaves_what_the_design_says(data, finished):
     best, last = load(finished / "best.pth"), load(finished / "last.pth")
     assert best["epoch"] == 1 + np.argmax([float(row["val_accuracy"]) for row in rows])
     assert last["epoch"] == 2 and last["step"] == 0
-    assert set(last) == {"model", "arch", "classes", "mean", "std", "image_size", "patch_size", "stride", "epoch", "step", "metrics",
+    assert set(last) == {"model", "weights", "arch", "classes", "mean", "std", "image_size", "patch_size", "stride", "epoch", "step", "metrics",
                          "optimizer", "rng", "args", "versions"}
     assert last["classes"] == ["Aa (AAA)", "Bb (BBB)", "Cc (CCC)"] and last["image_size"] == 32
     config = json.loads((finished / "config.json").read_text())
