@@ -88,7 +88,7 @@ def atomic(path, mode="wb", sync=True, **kwargs):
 
 def write_rows(path, header, rows):
     """A CSV file; None is an empty field."""
-    with atomic(path, "w", newline="", encoding="utf-8") as file:
+    with atomic(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:     # names of files may be no text
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)

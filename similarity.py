@@ -2,6 +2,8 @@
 
 Both views are square arrays (K, K) over the cities, symmetric, NaN on the diagonal and where a city has no patches.
 """
+import warnings
+
 import matplotlib
 import numpy as np
 from matplotlib.colors import PowerNorm
@@ -100,45 +102,54 @@ def correlation(one, other):
 def draw(path, confusion, features, codes):
     """<path>.png and .pdf: both views as heat maps, cities in the order of a dendrogram of the features (average linkage of 1 - cosine).
 
-    One order for both, so that they can be compared cell by cell; from the features, since most pairs are never confused.
+    One order for both, and the dendrogram beside both, so that they can be compared; from the features, since most pairs are never confused.
     """
     present = np.flatnonzero(~np.isnan(features).all(1))
     links = None
-    if len(present) > 1:
+    if len(present) < 2:        # nothing to compare: empty maps
+        present = np.arange(len(codes))
+    else:
         distance = 1 - features[np.ix_(present, present)]
         np.fill_diagonal(distance, 0)
         links = hierarchy.linkage(squareform(distance, checks=False), "average", optimal_ordering=True)
         present = present[hierarchy.leaves_list(links)]
     codes = [codes[i] for i in present]
     side = max(3.6, 0.19 * len(codes) + 0.6)
-    figure, axes = plt.subplots(1, 3, figsize=(2.3 * side + 2.2, side + 0.9), width_ratios=(0.3, 1, 1), layout="constrained")
-    if links is not None:
-        hierarchy.dendrogram(links, orientation="left", no_labels=True, ax=axes[0], color_threshold=0, above_threshold_color="#444444")
-        axes[0].set_ylim(10 * len(codes), 0)        # leaves lie at 5, 15, ...; the first on top, as in the heat maps
-        axes[0].set_xlabel("1 - cosine")
-        axes[0].spines[["left", "right", "top"]].set_visible(False)
-    else:
-        axes[0].axis("off")
+    figure, axes = plt.subplots(2, 2, figsize=(1.25 * side + 1.6, 2 * side + 1.6), width_ratios=(0.25, 1), layout="constrained")
     views = (("features: cosine of centred means", features, "RdBu_r", {"vmin": -1, "vmax": 1}, lambda value: f"{value:.2f}".replace("0.", ".")),
              ("confusions: % taken for each other", 100 * confusion, "Blues", None, lambda value: f"{value:.1f}" if value < 9.95 else f"{value:.0f}"))
-    for axis, (title, view, colours, limits, text) in zip(axes[1:], views):
+    for (tree, axis), (title, view, colours, limits, text) in zip(axes, views):
+        if links is None:
+            tree.axis("off")
+        else:
+            hierarchy.dendrogram(links, orientation="left", no_labels=True, ax=tree, color_threshold=0, above_threshold_color="#444444")
+            tree.set_ylim(10 * len(codes), 0)        # leaves lie at 5, 15, ...; the first on top, as in the heat maps
+            tree.set_xlabel("1 - cosine", fontsize=9)
+            tree.spines[["left", "right", "top"]].set_visible(False)
         view = view[np.ix_(present, present)]
         top = np.nanmax(view) if np.isfinite(view).any() else 0
         limits = limits or {"norm": PowerNorm(0.5, 0, top if top > 0 else 1)}       # a root: a few pairs have most of the confusions
         axis.set_facecolor("#e4e4e4")
-        image = axis.imshow(view, cmap=colours, interpolation="nearest", **limits)
-        size = 10 if len(codes) <= 12 else 7.5
-        axis.set_xticks(range(len(codes)), codes, rotation=90, fontsize=size, family="monospace")
-        axis.set_yticks(range(len(codes)), codes, fontsize=size, family="monospace")
+        image = axis.imshow(view, cmap=colours, interpolation="nearest", aspect="auto", **limits)
+        size = 10 if len(codes) <= 12 else 9
+        axis.set_xticks(range(len(codes)), codes, rotation=90, fontsize=size, family="monospace", parse_math=False)
+        axis.set_yticks(range(len(codes)), codes, fontsize=size, family="monospace", parse_math=False)
         axis.tick_params(length=0)
         axis.set_title(title, fontsize=11)
         if len(codes) <= 12:
-            for i, j in np.argwhere(np.isfinite(view) & ((view != 0) | (axis is axes[1]))):
+            for i, j in np.argwhere(np.isfinite(view) & (view != 0)):
                 red, green, blue, _ = image.cmap(image.norm(view[i, j]))
                 dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
                 axis.text(j, i, text(view[i, j]), ha="center", va="center", fontsize=8, color="white" if dark else "#222222")
         figure.colorbar(image, ax=axis, shrink=0.6, pad=0.01)
-    for kind in ("png", "pdf"):
-        with atomic(path.with_name(f"{path.name}.{kind}")) as file:
-            figure.savefig(file, dpi=150, format=kind)
+    save_figure(path, figure)
+
+
+def save_figure(path, figure):
+    """<path>.png and .pdf; the figure is closed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")      # a label in a script that the font lacks is drawn as boxes
+        for kind in ("png", "pdf"):
+            with atomic(path.with_name(f"{path.name}.{kind}")) as file:
+                figure.savefig(file, dpi=150, format=kind)
     plt.close(figure)

@@ -25,7 +25,7 @@ import distributed
 import measures
 import patches
 import similarity
-from cli import Parser, atomic, clear_leftovers, number, run, shown, write_rows
+from cli import InputError, Parser, atomic, clear_leftovers, number, run, shown, write_rows
 from distributed import RANK
 
 matplotlib.use("Agg")
@@ -63,6 +63,9 @@ def main(argv=None):
     distributed.leave()
     if RANK != 0:
         return
+    if not logits.isfinite().all():
+        raise InputError(f"{shown(args.checkpoint)}: computes values that are not finite in {str(dtype).removeprefix('torch.')}"
+                         f"{'; try --amp off' if dtype == torch.bfloat16 else ''}")
     true, rasters = patch_set.labels, [patch_set.raster(i) for i in range(len(patch_set))]
     figures = {"loss": cross_entropy(logits, torch.from_numpy(true)).item(),
                "device": str(device), "dtype": str(dtype).removeprefix("torch."), "checkpoint": str(args.checkpoint),
@@ -104,7 +107,7 @@ def write_results(out, classes, names, rasters, true, probabilities, features, m
                "raster_accuracy": measures.raster_accuracy(true, probabilities, rasters), "n": len(true),
                "confused_pairs": measures.confused_pairs(matrix, classes),
                "views_rank_correlation": similarity.views_correlation(confused, alike), **more}
-    with atomic(out / "metrics.json", "w", encoding="utf-8") as file:
+    with atomic(out / "metrics.json", "w", encoding="utf-8", errors="backslashreplace") as file:
         json.dump(figures, file, indent=1, ensure_ascii=False, allow_nan=False)
     return figures, cities, near
 
@@ -140,14 +143,7 @@ def draw_reliability(path, true, probabilities):
     below.set(xlabel="confidence (highest probability)", ylabel="% of patches")
     for each in (axis, below):
         each.spines[["top", "right"]].set_visible(False)
-    save(figure, path)
-
-
-def save(figure, path):
-    for kind in ("png", "pdf"):
-        with atomic(path.with_name(f"{path.name}.{kind}")) as file:
-            figure.savefig(file, dpi=150, format=kind)
-    plt.close(figure)
+    similarity.save_figure(path, figure)
 
 
 def draw_confusion(path, matrix, codes, percent):
@@ -161,8 +157,8 @@ def draw_confusion(path, matrix, codes, percent):
         if matrix[i, j]:
             text = f"{100 * share[i, j]:.0f}" if percent else str(matrix[i, j])
             axes.text(j, i, text, ha="center", va="center", fontsize=size - (len(text) > 3), color="white" if share[i, j] > 0.55 else "#222222")
-    axes.set_xticks(range(len(codes)), codes, rotation=90, fontsize=size + 1, family="monospace")
-    axes.set_yticks(range(len(codes)), codes, fontsize=size + 1, family="monospace")
+    axes.set_xticks(range(len(codes)), codes, rotation=90, fontsize=size + 1, family="monospace", parse_math=False)
+    axes.set_yticks(range(len(codes)), codes, fontsize=size + 1, family="monospace", parse_math=False)
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title("patches, % of each true city" if percent else "patches")
     axes.tick_params(length=0)
@@ -171,7 +167,7 @@ def draw_confusion(path, matrix, codes, percent):
     axes.grid(which="minor", color="#dddddd", linewidth=0.4)
     axes.tick_params(which="minor", length=0)
     figure.colorbar(image, ax=axes, shrink=0.6, label="% of the true city's patches")
-    save(figure, path)
+    similarity.save_figure(path, figure)
 
 
 if __name__ == "__main__":
