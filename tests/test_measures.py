@@ -112,6 +112,14 @@ def test_intervals_where_nothing_varies():
     assert 0 <= low < 0.75 < high <= 1 and cities[1] is None and cities[0]
 
 
+def test_one_city_alone_has_the_interval_of_all():
+    true, right, names = simulated(np.random.default_rng(0), [3], 0.8, 0.1)
+    overall, (city,) = measures.intervals(true, right, names, 1)
+    assert city == pytest.approx(overall, abs=0.02)
+    (low, high), _ = measures.intervals(np.tile(true, 2) + np.repeat([0, 1], len(true)), np.tile(right, 2), [*names, *names], 2)     # twice as many
+    assert high - low < 0.7 * (overall[1] - overall[0])
+
+
 def test_the_same_data_give_the_same_interval():
     true, right, names = simulated(np.random.default_rng(3), FEW, 0.8, 0.1)
     assert measures.intervals(true, right, names, 6) == measures.intervals(true, right, names, 6)
