@@ -134,10 +134,10 @@ def basis(true, rasters):
     text = f"bootstrap over {len(city)} rasters"
     if len(city) == len(index):
         return f"{text}; each patch counts as a raster of its own, too narrow if several come from one raster"
+    if alone == 1:
+        return f"{text}, within each city; the one city with one raster only is drawn with another"
     if alone:
-        several = len(np.unique(city)) - alone
-        return f"{text}; {alone} cities have one raster only and are drawn as one group" + (", the others each for itself" if several else "") if alone > 1 \
-            else f"{text}, within each city; the one city with one raster only is drawn with another"
+        return f"{text}, within each city; {alone} cities have one raster only and are drawn as one group, so the interval also holds their differences"
     return f"{text}, within each city"
 
 

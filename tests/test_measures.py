@@ -127,7 +127,7 @@ def test_the_same_data_give_the_same_interval():
 
 @pytest.mark.parametrize("true, rasters, said", [
     ([0, 0], ["a", "a"], "none: all patches are from one raster"), ([0, 0, 1, 1], list("abcd"), "counts as a raster of its own"),
-    ([0, 0, 1, 1], list("aabb"), "bootstrap over 2 rasters; 2 cities have one raster only and are drawn as one group"),
+    ([0, 0, 1, 1], list("aabb"), "bootstrap over 2 rasters, within each city; 2 cities have one raster only and are drawn as one group"),
     ([0, 0, 0, 1], list("aabc"), "the one city with one raster only is drawn with another"),
     ([0, 0, 0, 1, 1, 1], list("aabccd"), "bootstrap over 4 rasters, within each city")])
 def test_what_an_interval_is_over(true, rasters, said):
