@@ -16,7 +16,7 @@ from relevance_cam import RelevanceCAM, figures
 
 LAYER = "layer3"        # deep enough to know cities, and still finer than a building block: layer4 marks half the patch
 PATCHES, PANEL = 4, 224     # patches in a row of a sheet, and their side in pixels
-COLUMNS = ("city", "role", "patch", "true", "predicted", "explained", "probability", "available", "file", "x", "y", "side")
+COLUMNS = ("city", "role", "patch", "true", "predicted", "explained", "probability", "available", "file", "x", "y", "mask_y", "side")
 # How the rows of a sheet are called in portraits.csv. The second and fourth stand in where there are none of the first and third.
 ROLES = ("typical", "least unlike", "taken for neighbour", "closest to neighbour")
 
@@ -54,7 +54,7 @@ def write(out, model, checkpoint, patch_set, logits, near, device, batch_size=8)
             for k, index in enumerate(indices):
                 table.append((city, role, patch_set.name(index), classes[patch_set.labels[index]], classes[int(logits[index].argmax())],
                               classes[target], f"{probabilities[index, target]:.6f}", available, file.name,
-                              figures.GAP + k * (PANEL + figures.GAP), top + figures.TOP, PANEL))
+                              figures.GAP + k * (PANEL + figures.GAP), top + figures.TOP, top + figures.TOP + PANEL + figures.GAP, PANEL))
         page = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)), "white")
         for k, part in enumerate(parts):
             page.paste(part, (0, sum(part.height for part in parts[:k])))
