@@ -13,6 +13,7 @@ import json
 import math
 import shlex
 import time
+import unicodedata
 from pathlib import Path
 
 from PIL import Image
@@ -88,8 +89,8 @@ def number(text):
 # Words
 
 def esc(text):
-    """Text for HTML: markup characters escaped, control characters replaced."""
-    return html.escape("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(text)))
+    """Text for HTML: markup characters escaped, control characters and what is no character replaced."""
+    return html.escape("".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cs") and c != "\n" else c for c in str(text)))
 
 
 def name(city):
@@ -138,7 +139,9 @@ def headline(metrics, cities):
     weak = sorted((row for row in cities if number(row["accuracy"]) is not None), key=lambda row: float(row["accuracy"]))
     words = ""
     if len(weak) > 1 and float(weak[0]["accuracy"]) < float(weak[-1]["accuracy"]):
-        words = f"<p>The easiest city is {name(weak[-1]['city'])} with {percent(float(weak[-1]['accuracy']))}, the hardest {name(weak[0]['city'])} with {percent(float(weak[0]['accuracy']))}.</p>"
+        best = [row for row in weak if row["accuracy"] == weak[-1]["accuracy"]]
+        easiest = f"The easiest city is {name(best[0]['city'])}" if len(best) == 1 else f"{len(best)} cities are easiest"
+        words = (f"<p>{easiest} with {percent(float(best[0]['accuracy']))}, the hardest is {name(weak[0]['city'])} with {percent(float(weak[0]['accuracy']))}.</p>")
     if ends:
         note = ("<p class=note><b>What the interval means.</b> Patches of one raster overlap and look alike, so they do not count as so many independent "
                 f"tests; whole rasters do ({esc(metrics.get('interval', ''))}). Were the test repeated with other rasters of the same kind, about 95 of 100 such "
@@ -163,8 +166,8 @@ def td(value, content=None, numeric=True):
 
 
 def sortable(caption, head, rows):
-    return (f'<div class=scroll role="region" aria-label="{esc(caption)}" tabindex="0"><table class=sortable><caption>{esc(caption)}. '
-            f'Click on a heading to sort.</caption><thead><tr>{head}</tr></thead><tbody>{"".join(f"<tr>{row}</tr>" for row in rows)}</tbody></table></div>')
+    return (f'<div class=scroll role="region" aria-label="{esc(caption)}" tabindex="0"><table class=sortable><caption><span>{esc(caption)}. '
+            f'Click on a heading to sort.</span></caption><thead><tr>{head}</tr></thead><tbody>{"".join(f"<tr>{row}</tr>" for row in rows)}</tbody></table></div>')
 
 
 def bar(accuracy, low, high):
@@ -185,7 +188,7 @@ def city_table(cities, metrics, linked):
                     + td(low, ends) + td(number(row["precision"]), percent(number(row["precision"]))) + td(number(row["f1"]), percent(number(row["f1"])))
                     + td(row["n"]) + td(row["rasters"]) + td(row["most_confused_with"] or None, name(row["most_confused_with"] or "–"), False))
     head = (th("City", first=True) + th("Accuracy", True) + '<th scope="col"><span class=sr>accuracy as a bar</span></th>' + th("95\u00a0% interval", True) + th("Precision", True)
-            + th("F1", True) + th("Patches", True) + th("Rasters", True) + th("Most often taken for"))
+            + th("F1", True) + th("Patches", True) + th("Rasters", True) + th("Taken for"))
     alone = sum(number(row["ci95_low"]) is None and int(row["n"]) > 0 for row in cities)
     words = ("Accuracy is the share of a city's patches that were given its name; precision, the share of patches given its name that are really from there; "
              "F1 puts both into one figure.")
@@ -279,7 +282,7 @@ def image(file, words, widest, large=False):
         data = io.BytesIO()
         picture.quantize(128, dither=Image.Dither.NONE).save(data, "PNG", optimize=True)
     source = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
-    return (f'<div class="scroll card" role="region" aria-label="{esc(words)}" tabindex="0"><img class="{"large" if large else "plot"}" src="{source}" '
+    return (f'<div class="scroll card{" wide" if large else ""}" role="region" aria-label="{esc(words)}" tabindex="0"><img class="{"large" if large else "plot"}" src="{source}" '
             f'width="{picture.width}" height="{picture.height}" alt="{esc(words)}"></div>')
 
 
@@ -288,9 +291,10 @@ def portraits(folder, cities):
     if not rows:
         return ""
     for side, quality in SIZES:
-        tiles = encode(folder, rows, side, quality)
-        if sum(map(len, tiles)) <= BUDGET:
+        # Sheets are large, so only a part of them is tried.
+        if sum(map(len, encode(folder, rows[::9], side, quality))) / len(rows[::9]) * len(rows) <= BUDGET:
             break
+    tiles = encode(folder, rows, side, quality)
     by_city, body = {}, []
     for row, tile in zip(rows, tiles):
         by_city.setdefault(row["city"], {}).setdefault(row["role"], []).append((row, tile))
@@ -302,10 +306,11 @@ def portraits(folder, cities):
         for role, found in roles.items():
             first = found[0][0]
             own, other, n = name(city["city"]), name(first["explained"]), int(first["available"])
+            fewer = " They overlap, so only some are shown." if len(found) < min(n, 4) else ""
             words = {"typical": f"<b>What makes it {own}.</b> The surest of {count(n, 'recognised patch', 'recognised patches')}, and what in them spoke for it.",
                      "least unlike": f"<b>Never recognised.</b> None of {count(n, 'patch', 'patches')} was; these are the least unlike, and what in them spoke for {own}.",
                      "taken for neighbour": f"<b>Where it could be {other}.</b> {count(n, 'patch was', 'patches were')} taken for it; what in them spoke for {other}.",
-                     "closest to neighbour": f"<b>Where it comes close to {other}.</b> None of {count(n, 'patch', 'patches')} was taken for it; these come closest, and what in them spoke for it."}[role]
+                     "closest to neighbour": f"<b>Where it comes close to {other}.</b> None of {count(n, 'patch', 'patches')} was taken for it; these come closest, and what in them spoke for it."}[role] + fewer
             figures = "".join(
                 f'<figure><img loading=lazy decoding=async width="{side}" height="{2 * side}" src="data:image/jpeg;base64,{base64.b64encode(tile).decode()}" '
                 f'alt="Patch of {esc(row["true"])}, and below it what in it spoke for {esc(row["explained"])} ({100 * float(row["probability"]):.1f} %)">'
@@ -359,7 +364,8 @@ def training(log, config, data_set, metrics):
     if size.get("patch_size"):
         facts.append(("Patches", f"{size['patch_size']} × {size['patch_size']} pixels every {size['stride']}, seen at {size['image_size']} × {size['image_size']}"))
     if config:
-        facts.append(("Recipe", f"{config.get('optimizer', '')} at {config.get('lr'):g}, batches of {config.get('batch_size')}, {config.get('epochs')} epochs, {config.get('dtype')}, seed {config.get('seed')}"))
+        words = (("recipe", "{}"), ("optimizer", "{}"), ("lr", "rate {}"), ("batch_size", "batches of {}"), ("epochs", "{} epochs"), ("dtype", "{}"), ("seed", "seed {}"))
+        facts.append(("Recipe", ", ".join(word.format(config[key]) for key, word in words if config.get(key) is not None)))
     else:
         facts.append(("Recipe", "not known: no config.json beside the checkpoint"))
     if metrics.get("epoch") is not None:
@@ -408,7 +414,7 @@ def chart(log, kind, chosen):
             parts += [f'<circle class={split} cx="{x:.1f}" cy="{y:.1f}" r="2.6"/>' for x, y in places]
     parts.append(f'<text x="{left}" y="14" class=h>{kind.capitalize()}</text>')
     x = width - right
-    for label, kind_of_line, length in (("epoch measured", "chosen", 100), ("watched (val)", "val", 92), ("train", "train", 42)):
+    for label, kind_of_line, length in (("epoch measured", "chosen", 112), ("watched (val)", "val", 92), ("train", "train", 42)):
         if kind_of_line != "chosen" or chosen:
             parts.append(f'<text x="{x}" y="14" class=r>{label}</text><path class={kind_of_line} d="M{x - length} 14h12"/>')
             x -= length + 12
@@ -436,13 +442,14 @@ def reproduce(metrics, config, data_set):
         lines.append(line)
     for program in (["test_classification.py"], ["-m", "relevance_cam"]):
         lines.append(["python", *program, "--checkpoint", metrics["checkpoint"], "--data", metrics["data"], "--split", metrics["split"]])
-    text = "\n".join(shlex.join(map(str, line)) for line in lines)
+    # A line break within a flag would read as two.
+    text = "\n".join("<code>" + " ".join(f"<span>{esc(shlex.quote(str(word)))}</span>" for word in line) + "</code>" for line in lines)
     versions = {**metrics.get("versions", {}), "device": metrics.get("device"), "precision": metrics.get("dtype")}
     before = config.get("versions", {})
     rows = "".join(f'<tr><th scope="row">{esc(key)}</th><td>{esc(value)}</td><td>{esc(before.get(key, {"device": config.get("device_name"), "precision": config.get("dtype")}.get(key)) or "–")}</td></tr>'
                    for key, value in versions.items() if value is not None)
     settings = f"<details><summary>All settings of the training (config.json)</summary><pre tabindex=0>{esc(json.dumps(config, indent=1, ensure_ascii=False))}</pre></details>" if config else ""
-    return (f"<p>These lines, run in the project's folder, make the patch set, the network, these figures and the saliency maps again.</p><pre tabindex=0>{esc(text)}</pre>"
+    return (f"<p>These lines, run in the project's folder, make the patch set, the network, these figures and the saliency maps again.</p><pre class=commands tabindex=0>{text}</pre>"
             f'<div class=scroll role="region" aria-label="Versions" tabindex="0"><table><caption>Versions</caption><thead><tr><th scope="col">what</th><th scope="col">measured with</th>'
             f'<th scope="col">trained with</th></tr></thead><tbody>{rows}</tbody></table></div>{settings}')
 
@@ -481,7 +488,8 @@ nav a{text-decoration:none}nav a:hover{text-decoration:underline}
 section{padding:clamp(2rem,5vw,3.4rem) 0 0}
 .quiet,caption,figcaption{color:var(--quiet)}
 .sr{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,15rem),1fr));gap:1px;background:var(--line);border:1px solid var(--line);border-radius:.6rem;overflow:hidden;margin:1.4rem 0}
+.tiles{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:1px;background:var(--line);border:1px solid var(--line);border-radius:.6rem;overflow:hidden;margin:1.4rem 0}
+@media(min-width:48rem){.tiles{grid-template-columns:repeat(3,1fr)}}
 .tiles>div{background:var(--card);padding:1rem 1.2rem}
 .tiles dt{font-size:.9rem;color:var(--quiet)}
 .tiles dd{margin:0}.tiles b{display:block;font-size:1.9rem;font-weight:600;line-height:1.3;font-variant-numeric:tabular-nums;letter-spacing:-.01em}
@@ -491,8 +499,8 @@ section{padding:clamp(2rem,5vw,3.4rem) 0 0}
 :focus-visible{outline:2px solid var(--right);outline-offset:2px}
 table{border-collapse:collapse;font-size:.92rem;line-height:1.35;font-variant-numeric:tabular-nums}
 .sortable{min-width:100%}
-caption{text-align:left;font-size:.86rem;padding-bottom:.4rem}
-th,td{padding:.42rem .8rem;text-align:left;border-bottom:1px solid var(--line);white-space:nowrap}
+caption{text-align:left;font-size:.86rem;padding-bottom:.4rem}caption span{position:sticky;left:0;display:inline-block;max-width:86vw}
+th,td{padding:.42rem .62rem;text-align:left;border-bottom:1px solid var(--line);white-space:nowrap}
 tbody th,thead th:first-child{padding-left:0}
 tbody th{font-weight:500}
 thead th{font-weight:600;font-size:.86rem;vertical-align:bottom}
@@ -507,7 +515,7 @@ th[aria-sort=ascending] button::after{content:"\\2191";opacity:1;color:var(--rig
 th[aria-sort=descending] button::after{content:"\\2193";opacity:1;color:var(--right)}
 .tools button{border:1px solid var(--line);border-radius:2rem;padding:.3rem .9rem;font-size:.88rem;background:var(--card)}
 .tools button:hover{border-color:var(--right)}
-.bar{display:block;width:7rem;height:14px}.bar .t{fill:var(--soft)}.bar .b{fill:var(--right);opacity:.55}.bar .w{stroke:var(--ink);fill:none;stroke-width:1.4;vector-effect:non-scaling-stroke}
+.bar{display:block;width:6rem;height:14px}.bar .t{fill:var(--soft)}.bar .b{fill:var(--right);opacity:.55}.bar .w{stroke:var(--ink);fill:none;stroke-width:1.4;vector-effect:non-scaling-stroke}
 svg text{fill:var(--ink);dominant-baseline:central;font-family:ui-monospace,"SF Mono",Menlo,Consolas,"DejaVu Sans Mono",monospace}
 svg .r{text-anchor:end}svg .m{text-anchor:middle}
 .matrix{display:block}.matrix .ground{fill:var(--soft)}.matrix .right{fill:var(--right)}.matrix .wrong{fill:var(--wrong)}.matrix .on{fill:var(--on)}
@@ -516,7 +524,7 @@ svg .r{text-anchor:end}svg .m{text-anchor:middle}
 .pairs{padding-left:1.3rem;margin:.6rem 0}.pairs li{margin:.35rem 0}
 .tag{padding:.05rem .55rem;border-radius:1rem;background:var(--soft);font-size:.84rem}.tag.agree{background:var(--good)}.tag.disagree{color:var(--wrong)}
 abbr{text-decoration:none}
-.card{background:#fff;padding:.6rem;border:1px solid var(--line)}
+.card:not(.wide){width:fit-content}.card{background:#fff;padding:.6rem;border:1px solid var(--line)}
 .card img{display:block}.plot{max-width:100%;width:auto;height:auto;max-height:52rem}.large{width:100%;min-width:58rem;height:auto}
 @media(prefers-color-scheme:dark){.card{background:#e9e7e2}.card img{mix-blend-mode:multiply}.strip img{filter:brightness(.92)}}
 .portrait{border:1px solid var(--line);border-radius:.6rem;background:var(--card);margin:.7rem 0}
@@ -524,10 +532,10 @@ summary{cursor:pointer}
 .portrait summary{padding:.75rem 1.1rem;display:flex;flex-wrap:wrap;gap:.1rem .8rem;align-items:baseline;list-style:none}
 .portrait summary::-webkit-details-marker{display:none}
 .portrait summary::before{content:"+";color:var(--right);font-weight:600;width:.8em}.portrait[open] summary::before{content:"\\2212"}
-.groups{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:1rem 2rem;padding:0 1.1rem 1.1rem}
-.groups p{font-size:.93rem;margin:.2rem 0 .7rem;min-height:3.2em}
+.groups{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:.7rem 2rem;padding:0 1.1rem 1.1rem}
+.groups>div{display:grid;grid-template-rows:subgrid;grid-row:span 2;align-content:start}.groups p{font-size:.93rem;margin:.2rem 0 0}
 .strip{display:grid;grid-template-columns:repeat(4,minmax(0,1fr));gap:.5rem}
-@media(max-width:32rem){.strip{grid-template-columns:repeat(2,minmax(0,1fr));gap:.8rem .6rem}.groups p{min-height:0}}
+@media(max-width:32rem){.strip{grid-template-columns:repeat(2,minmax(0,1fr));gap:.8rem .6rem}}
 figure{margin:0}figure img{display:block;width:100%;height:auto;border-radius:.25rem}figcaption{font-size:.82rem;padding-top:.2rem;font-variant-numeric:tabular-nums}
 .facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr));gap:.7rem 2rem;margin:1rem 0}.facts dt{font-size:.86rem;color:var(--quiet)}.facts dd{margin:0}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));gap:1.5rem 2.5rem;margin:1.4rem 0}
@@ -536,6 +544,7 @@ figure{margin:0}figure img{display:block;width:100%;height:auto;border-radius:.2
 .chart .train{stroke:var(--quiet)}.chart .val{stroke:var(--right)}.chart circle{stroke:none}.chart circle.train{fill:var(--quiet)}.chart circle.val{fill:var(--right)}
 .chart .chosen{stroke:var(--wrong);stroke-width:1.3;stroke-dasharray:4 3}
 pre{overflow-x:auto;background:var(--soft);padding:1rem;border-radius:.5rem;font:.84rem/1.6 ui-monospace,"SF Mono",Menlo,Consolas,"DejaVu Sans Mono",monospace;white-space:pre-wrap}
+pre code{font:inherit;display:block;padding-left:2em;text-indent:-2em}.commands{white-space:normal}.commands code+code{margin-top:.5em}.commands span{display:inline-block;text-indent:0;max-width:100%}
 footer{padding-block:3rem;font-size:.88rem;color:var(--quiet)}
 @media print{body{background:#fff}nav,.tools,th button::after{display:none}section{break-inside:auto}.portrait,figure,tr{break-inside:avoid}.scroll{overflow:visible}}
 """
@@ -561,6 +570,7 @@ SCRIPT = """
   const all = document.querySelectorAll('details.portrait');
   for (const button of document.querySelectorAll('[data-details]'))
     button.addEventListener('click', () => all.forEach(one => { one.open = button.dataset.details === 'open'; }));
+  if (matchMedia('(max-width: 32rem)').matches) [...all].slice(1).forEach(one => { one.open = false; });    // else a phone scrolls for ever
   const reveal = () => {
     const found = location.hash && document.getElementById(location.hash.slice(1));
     if (found && found.matches('details')) { found.open = true; found.scrollIntoView(); }
