@@ -266,7 +266,7 @@ def resemblance(out, metrics):
         confused, alike = three(row, "confusion"), three(row, "features")
         rows.append(f'<th scope="row" data-v="{esc(row["city"])}">{name(row["city"])}</th>' + td(confused[1] and patches.code(confused[1]), confused[0], False)
                     + td(alike[1] and patches.code(alike[1]), alike[0], False) + td(row["views"], f'<span class="tag {esc(row["views"].split()[0])}">{esc(row["views"])}</span>', False))
-    head = th("City", first=True) + th("Nearest by confusions") + th("Nearest by features") + th("The views")
+    head = th("City", first=True) + th("By confusions") + th("By features") + th("The views")
     picture = image(out / "similarity.png", "Dendrogram and heat maps of the cities' resemblance, by features above and by confusions below", 1500, len(near) > 12)
     return f"<p>{' '.join(words)}</p>{sortable('The nearest three cities of each', head, rows)}{picture}"
 
@@ -521,7 +521,7 @@ svg .r{text-anchor:end}svg .m{text-anchor:middle}
 .matrix{display:block}.matrix .ground{fill:var(--soft)}.matrix .right{fill:var(--right)}.matrix .wrong{fill:var(--wrong)}.matrix .on{fill:var(--on)}
 .matrix g:hover rect{stroke:var(--ink);stroke-width:1.5}
 .beside{display:flex;flex-wrap:wrap;gap:0 2.5rem;align-items:flex-start}.beside>*{min-width:0;flex:0 1 auto}.beside>div:last-child{flex:1 1 18rem;margin-top:1.1rem}
-.pairs{padding-left:1.3rem;margin:.6rem 0}.pairs li{margin:.35rem 0}
+.pairs{padding-left:1.9rem;margin:.6rem 0}.pairs li{margin:.35rem 0}
 .tag{padding:.05rem .55rem;border-radius:1rem;background:var(--soft);font-size:.84rem}.tag.agree{background:var(--good)}.tag.disagree{color:var(--wrong)}
 abbr{text-decoration:none}
 .card:not(.wide){width:fit-content}.card{background:#fff;padding:.6rem;border:1px solid var(--line)}

@@ -1,6 +1,7 @@
 """Measure a checkpoint on patches it has never seen.
 
     python test_classification.py --checkpoint checkpoints/resnet50/best.pth --data data/patches --split test_b
+    python test_classification.py --checkpoint checkpoints/resnet50/best.pth --images PICTURE [PICTURE ...]
 
 Writes, by default into checkpoints/<run>/<split>/:
     metrics.json, per_city.csv          figures with 95 % intervals over rasters, see measures.py
@@ -8,7 +9,9 @@ Writes, by default into checkpoints/<run>/<split>/:
     confusion_matrix.csv and pictures   in counts and in percent of each true city
     reliability.png                     how often the network is right where it is so sure
     similarity.csv, .png, nearest.csv   which cities resemble each other, in two views, see similarity.py
-Pictures as PDF, too.
+    portraits/                          what makes each city itself, and where it could be another, see portraits.py
+    report.html                         all of it on one page, to be opened in a browser, see report.py
+Diagrams as PDF, too. With --images instead: which cities are these pictures, rasters or folders like? See places.py; into checkpoints/<run>/places/.
 """
 import json
 import time
@@ -24,6 +27,9 @@ import classifier
 import distributed
 import measures
 import patches
+import places
+import portraits
+import report
 import similarity
 from cli import InputError, Parser, atomic, clear_leftovers, number, run, shown, write_rows
 from distributed import RANK
@@ -37,7 +43,8 @@ def arguments(argv=None):
     parser.add_argument("--checkpoint", required=True, help="best.pth or last.pth of a run")
     parser.add_argument("--data", default="data/patches", help="patch set, or a folder in the published layout")
     parser.add_argument("--split", default="test_b", choices=patches.SPLITS)
-    parser.add_argument("--out", default=None, help="folder of the results; default: <split>/ beside the checkpoint")
+    parser.add_argument("--images", nargs="+", default=None, metavar="PATH", help="pictures, rasters or folders of them, of any place: which cities are they like?")
+    parser.add_argument("--out", default=None, help="folder of the results; default: <split>/ (or places/) beside the checkpoint")
     parser.add_argument("--amp", default="auto", choices=("auto", "bf16", "off"), help="auto: bf16 where the device is fast at it")
     parser.add_argument("--device", default="auto", help="auto: CUDA if there is one, else cpu")
     parser.add_argument("--workers", type=number(least=0), default=None, help="processes that read patches; default: none for a patch set, all cores for JPEGs")
@@ -49,6 +56,9 @@ def main(argv=None):
     device = classifier.pick_device(distributed.join(args.device))
     dtype = classifier.pick_dtype(args.amp, device)
     model, checkpoint = classifier.load_checkpoint(args.checkpoint)
+    if args.images:
+        compare_places(args, model, checkpoint, device, dtype)
+        return
     patch_set = patches.open_split(args.data, args.split, checkpoint["image_size"])
     classes = classifier.class_names(checkpoint, patch_set, args.data, args.checkpoint)
     out = Path(args.out) if args.out else Path(args.checkpoint).parent / args.split
@@ -74,7 +84,25 @@ def main(argv=None):
     names = [patch_set.name(i) for i in range(len(patch_set))]
     figures, cities, near = write_results(out, classes, names, rasters, true, logits.softmax(1).numpy(), features.numpy(), figures)
     show(figures, cities, near)
-    print(f"{len(true)} patches of {args.split}, {len(true) / seconds:.0f} a second; results: {out}")
+    sheets = portraits.write(out, model, checkpoint, patch_set, logits, near, device)
+    page = report.write(out, Path(args.checkpoint).parent)
+    print(f"{len(true)} patches of {args.split}, {len(true) / seconds:.0f} a second; results: {out}; portraits of {sheets} cities: {out / 'portraits'}\n"
+          f"the report, to be opened in a browser:\n{page}")
+
+
+def compare_places(args, model, checkpoint, device, dtype):
+    """--images: one process is enough for it."""
+    distributed.leave()
+    if RANK != 0:
+        return
+    if checkpoint["classes"] is None:
+        try:
+            patch_set = patches.open_split(args.data, args.split, checkpoint["image_size"])
+        except InputError as error:
+            raise InputError(f"{shown(args.checkpoint)}: has no class names; give the data set it was trained on as --data, they are taken from there ({error})") from None
+        checkpoint["classes"] = classifier.class_names(checkpoint, patch_set, args.data, args.checkpoint)
+    out = Path(args.out) if args.out else Path(args.checkpoint).parent / "places"
+    places.compare(args.images, model.to(device, memory_format=torch.channels_last), checkpoint, checkpoint["classes"], device, dtype, out)
 
 
 def write_results(out, classes, names, rasters, true, probabilities, features, more):
