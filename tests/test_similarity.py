@@ -2,6 +2,9 @@
 import csv
 import json
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from PIL import Image
 
 import similarity
 import test_classification
+from conftest import ROOT
 
 CODES = list("ABCDEF")
 
@@ -72,7 +76,7 @@ def made_up(cities, patches, rasters=3, spread=0.6, dimensions=64, seed=0):
     seen = centre[true] + spread * rng.normal(size=(len(true), 4)) + spread * rng.normal(size=(cities, rasters, 4))[true, raster]
     logits = -2 * ((seen[:, None] - centre) ** 2).sum(2)
     probabilities = np.exp(logits - logits.max(1, keepdims=True))
-    features = np.maximum(2 + seen @ rng.normal(size=(4, dimensions)), 0).astype(np.float32)
+    features = np.maximum(2 + seen.astype(np.float32) @ rng.normal(size=(4, dimensions)).astype(np.float32), 0)
     return ([f"{i}" for i in range(len(true))], [f"{t}/{r}.jpg" for t, r in zip(true, raster)], true,
             (probabilities / probabilities.sum(1, keepdims=True)).astype(np.float32), features)
 
@@ -152,3 +156,19 @@ def test_labels_of_forty_five_cities_do_not_overlap(tmp_path, monkeypatch):
                 checked += len(boxes)
         plt.close(figure)
     assert checked == 45 * 6
+
+
+def test_forty_five_cities_take_a_minute_and_two_gigabytes_at_most(tmp_path):
+    program = f"""
+import resource, sys, time
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+from test_similarity import made_up, test_classification
+results = made_up(45, 500, rasters=6, dimensions=2048)
+started = time.process_time()      # of this process: the machine may be busy
+test_classification.write_results(test_classification.Path({str(tmp_path)!r}), [f"City {{i}} (C{{i:02}})" for i in range(45)], *results, {{}})
+print(time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    seconds, gigabytes = map(float, done.stdout.split())
+    assert seconds < 60 and gigabytes < 2
+    assert len(rows(tmp_path / "similarity.csv")) == 990 and len(rows(tmp_path / "predictions.csv")) == 22500
