@@ -1,6 +1,7 @@
 """The model: which networks, their weights, checkpoints in and out, and the evaluation loop. No other module knows."""
 import platform
 import subprocess
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 
@@ -271,8 +272,10 @@ def autocast(device, dtype):
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
-def evaluate(model, patch_set, device, dtype, mean=MEAN, std=STD, workers=0, desc="evaluating", stop=lambda: False):
+def evaluate(model, patch_set, device, dtype, mean=MEAN, std=STD, workers=0, desc="evaluating", stop=lambda: False, features=False):
     """Logits of every patch, once, in the set's order: float32 tensor (N, classes) on the CPU. The model is left in eval mode.
+
+    features: give (logits, features) instead, the latter what the last layer is given, float32 (N, D) on the CPU.
 
     With several processes each computes every WORLD-th batch and all get the whole result; the batches, and so the figures, are
     those of one process. stop: asked after each batch; when it says True the evaluation ends and None is returned.
@@ -283,7 +286,11 @@ def evaluate(model, patch_set, device, dtype, mean=MEAN, std=STD, workers=0, des
     mine = order[RANK::WORLD]
     images = loader.batches(patch_set, mine, device, workers)
     logits = torch.zeros(len(patch_set), len(patch_set.classes), device=device)
-    with torch.inference_mode(), autocast(device, dtype), \
+    seen = torch.zeros(len(patch_set), model.fc.in_features if features else 0, device=device)
+
+    def keep(layer, inputs):
+        seen[batch[0]:batch[-1] + 1] = inputs[0].float()
+    with torch.inference_mode(), autocast(device, dtype), model.fc.register_forward_pre_hook(keep) if features else nullcontext(), \
             tqdm(total=len(patch_set), desc=desc, unit=" patches", disable=None if RANK == 0 else True, leave=False) as bar:
         for i in range(0, len(order), WORLD):
             if i + RANK < len(order):       # else the others still have one
@@ -292,7 +299,7 @@ def evaluate(model, patch_set, device, dtype, mean=MEAN, std=STD, workers=0, des
             bar.update(sum(map(len, order[i:i + WORLD])))
             if stop():
                 return None
-        return total(logits).cpu()
+        return (total(logits).cpu(), total(seen).cpu()) if features else total(logits).cpu()
 
 
 @lru_cache
