@@ -42,6 +42,7 @@ def main(argv=None):
     args = arguments(argv)
     device = classifier.pick_device(distributed.join(args.device))
     dtype = classifier.pick_dtype(args.amp, device)
+    classifier.keep_memory(device)
     model, checkpoint = classifier.load_checkpoint(args.checkpoint)
     patch_set = patches.open_split(args.data, args.split, checkpoint["image_size"])
     classes = classifier.class_names(checkpoint, patch_set, args.data, args.checkpoint)

@@ -63,6 +63,7 @@ def main(argv=None):
     args = arguments(argv)
     device = classifier.pick_device(distributed.join(args.device))
     dtype = classifier.pick_dtype(args.amp, device)
+    classifier.keep_memory(device)
     if args.batch_size % WORLD:
         raise InputError(f"--batch-size {args.batch_size}: is shared by {WORLD} processes, so it must be a multiple of {WORLD}")
     if args.deterministic:
@@ -169,7 +170,7 @@ def train_epoch(network, optimizer, train, order, epoch, step, sums, args, devic
               disable=None if RANK == 0 else True) as bar:
         for images, labels in loader.batches(train, order[step:, share], device, workers):
             flipped = loader.flips(order.shape[1], args.seed, epoch, step)[:, share]
-            flipped = torch.from_numpy(flipped).to(device) if args.flips else None
+            flipped = loader.to_device(flipped, device) if args.flips else None
             with classifier.autocast(device, dtype):
                 logits = network(loader.normalise(images, classifier.MEAN, classifier.STD, flipped))
                 loss = cross_entropy(logits, labels)
