@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 
 def epoch_order(labels, batch_size, seed, epoch, balanced=True):
-    """The patches of one epoch as an int64 array (steps, batch_size): a pure function of its arguments.
+    """The patches of one epoch as an array of whole numbers (steps, batch_size): a pure function of its arguments.
 
     balanced: every class is drawn equally often (to within one), each class without replacement until it is used up and then
     from the start; else every patch is drawn once. What does not fill a last batch is left out of this epoch.
@@ -19,7 +19,10 @@ def epoch_order(labels, batch_size, seed, epoch, balanced=True):
         classes = np.unique(labels)
         shares = np.full(len(classes), len(labels) // len(classes))
         shares[rng.permutation(len(classes))[:len(labels) % len(classes)]] += 1
-        order = np.concatenate([_cycled(np.flatnonzero(labels == label), share, rng) for label, share in zip(classes, shares)])
+        order, filled = np.empty(len(labels), np.int32 if len(labels) < 2 ** 31 else np.int64), 0      # tens of millions: half the memory
+        for label, share in zip(classes, shares):
+            order[filled:filled + share] = _cycled(np.flatnonzero(labels == label), share, rng)
+            filled += share
         rng.shuffle(order)
     else:
         order = rng.permutation(len(labels))
@@ -82,7 +85,7 @@ def _from_device(patch_set, order, device):
         rows = start[:, None] + 3 * width[region][:, None] * np.arange(size)                    # (n, size), of each row
         # A view of every place where a row could start: a batch is then one gather.
         images = pixels.unfold(0, 3 * size, 1)[to_device(rows, device)].view(len(indices), size, size, 3)
-        yield images, to_device(patch_set.labels[indices], device)
+        yield images, to_device(patch_set.labels[indices].astype(np.int64), device)
 
 
 def _resident(patch_set, device):
@@ -112,7 +115,7 @@ def _from_files(patch_set, order, device):
         for i, indices in enumerate(order):
             images = (ahead or thread.submit(read, indices)).result()
             ahead = thread.submit(read, order[i + 1]) if i + 1 < len(order) else None
-            yield images.to(device, non_blocking=True), to_device(patch_set.labels[indices], device)
+            yield images.to(device, non_blocking=True), to_device(patch_set.labels[indices].astype(np.int64), device)
 
 
 def to_device(array, device):
@@ -126,7 +129,7 @@ class _Batches(Dataset):
         self.patch_set = patch_set
 
     def __getitem__(self, indices):
-        return torch.from_numpy(self.patch_set.read(indices)), torch.from_numpy(self.patch_set.labels[indices])
+        return torch.from_numpy(self.patch_set.read(indices)), torch.from_numpy(self.patch_set.labels[indices].astype(np.int64))
 
 
 def _from_workers(patch_set, order, device, workers):

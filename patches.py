@@ -134,7 +134,7 @@ def open_split(root, split, image_size=None):
 
     image_size: side of a patch in pixels; None takes the set's own, 224 for a JPEG folder. InputError if this is no whole
     patch set, if it lacks the split, or if its patches have another size.
-    The result has: classes (list of city names), labels (N,) int64, len(), name(i), read(indices), original(i),
+    The result has: classes (list of city names), labels (N,) int64 (int16 beyond 2 ** 24 patches), len(), name(i), read(indices), original(i),
     image_size, patch_size, stride (None where a JPEG folder does not say), default_workers (processes that reading is worth).
     """
     root = Path(root)
@@ -218,7 +218,8 @@ class ArrayPatches:
         number = {city: i for i, city in enumerate(self.classes)}
         if not {region.city for region in self.regions} <= number.keys():
             raise InputError(f"{shown(root)}: regions.csv has cities that dataset.json has not; run preprocessing.py again")
-        labels = np.array([number[region.city] for region in self.regions], dtype=np.int64)
+        # Of tens of millions of patches 64 bits each would be a third of what a training run may take besides its network.
+        labels = np.array([number[region.city] for region in self.regions], dtype=np.int64 if counts.sum() < 2 ** 24 else np.int16)
         self.labels = np.repeat(labels, counts) if self._subset is None else labels[self._locate(np.arange(len(self)))[0]]
         if not len(self):
             raise InputError(f"{shown(root)}: no patches in {split}")

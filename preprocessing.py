@@ -283,7 +283,7 @@ def tile(raw, out, settings, jpegs, job):
 def tile_all(jobs, work, workers, done, faults):
     """Run work on every job in processes. What fails is noted in faults, and the rest goes on."""
     workers, waiting, running = min(workers, len(jobs)), iter(jobs), {}
-    with interrupts_held() as interrupts, ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent) as pool, \
+    with interrupts_held() as interrupts, ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), end_with_parent) as pool, \
             tqdm(total=len(jobs), unit=" rasters", desc="tiling", disable=None) as bar:
         try:
             while not interrupts:
