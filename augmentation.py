@@ -3,6 +3,7 @@
 Everything works on whole batches on the device, after loader.normalise; what is drawn is a pure function of seed, epoch and step.
 """
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -19,12 +20,11 @@ def draw(batch_size, seed, epoch, step):
 def augment(images, drawn, mean, std, turns=False, light=0.0, zoom=0.0, rotate=0.0):
     """Change each image of a normalised batch (n, 3, h, w), float32, in its own way. Returns a batch of the same shape.
 
-    drawn: from draw(), the rows of these images. turns: half of the images are mirrored at the diagonal, which with flips to both sides
+    drawn: the rows of draw() for these images, as tensors on their device. turns: half of the images are mirrored at the diagonal, which with flips to both sides
     gives all eight symmetries of the square. light: strength of the changes of brightness, contrast, saturation, colour cast and haze,
     1 for what differs between sites and dates; 0 leaves them out. zoom: up to this share larger or smaller. rotate: up to so many
     degrees to either side; what comes in at the edges is mirrored.
     """
-    drawn = {key: torch.from_numpy(values).to(images.device) for key, values in drawn.items()}
     if turns:
         images = torch.where((drawn["turn"] < 0.5)[:, None, None, None], channels_last(images.transpose(2, 3)), images)
     if zoom or rotate:
@@ -41,7 +41,7 @@ def augment(images, drawn, mean, std, turns=False, light=0.0, zoom=0.0, rotate=0
 
 def relight(images, drawn, mean, std, strength):
     """Another light: the colours of an image go through one 3 x 3 matrix and a shift, so that it costs one pass whatever is in it."""
-    mean, std = (torch.tensor(values, device=images.device) for values in (mean, std))
+    mean, std = constants(tuple(mean), tuple(std), images.device)
     eye, grey = torch.eye(3, device=images.device), torch.full((3, 3), 1 / 3, device=images.device)
     saturation = torch.exp(spread(drawn["saturation"], 0.35 * strength))[:, None, None]
     matrix = saturation * eye + (1 - saturation) * grey                                            # (n, 3, 3), of red, green, blue in 0 .. 1
@@ -55,6 +55,12 @@ def relight(images, drawn, mean, std, strength):
     matrix = matrix * std / std[:, None]
     pixels = images.permute(0, 2, 3, 1).flatten(1, 2)
     return torch.baddbmm(shift[:, None], pixels, matrix.transpose(1, 2)).view(len(images), *images.shape[2:], 3).permute(0, 3, 1, 2)
+
+
+@lru_cache
+def constants(*values_and_device):
+    *values, device = values_and_device     # made once: copying them would make a GPU wait
+    return [torch.tensor(value, device=device) for value in values]
 
 
 def channels_last(images):

@@ -1,7 +1,8 @@
 """The model: which networks, their weights, checkpoints in and out, and the evaluation loop. No other module knows."""
+import ctypes
 import platform
 import subprocess
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -254,6 +255,14 @@ def pick_device(name):
     if device.type == "meta":
         raise InputError("--device meta: computes nothing")
     return device
+
+
+def keep_memory(device):
+    """On a CPU, have the C library (glibc) keep what one step frees for the next: fresh memory from the system costs a fifth of a step."""
+    if device.type == "cpu":
+        with suppress(OSError, AttributeError):     # another C library: it does as it likes
+            for setting, value in ((-3, 2 ** 30), (-1, 2 ** 31 - 1)):       # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+                ctypes.CDLL(None).mallopt(setting, value)
 
 
 def pick_dtype(amp, device):

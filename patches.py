@@ -14,10 +14,12 @@ The published layout, train|val|test|test_b/<City (CODE)>/*.jpg, is read as well
 import csv
 import json
 import math
+import mmap
 import os
 import re
 import resource
 import stat
+import threading
 import warnings
 from contextlib import contextmanager
 from functools import lru_cache
@@ -34,6 +36,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")       # of odd metadata, and 
 FORMAT = 1
 SPLITS = ("train", "val", "test", "test_b")
 IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
+KEPT_BYTES = 128 * 2 ** 20  # of a split's arrays that may count as memory of the process that reads patches
 FORMATS = ("JPEG", "PNG", "TIFF")   # nothing else is tried, whatever a file's name: Pillow would start Ghostscript for some
 
 
@@ -131,7 +134,7 @@ def open_split(root, split, image_size=None):
 
     image_size: side of a patch in pixels; None takes the set's own, 224 for a JPEG folder. InputError if this is no whole
     patch set, if it lacks the split, or if its patches have another size.
-    The result has: classes (list of city names), labels (N,) int64, len(), name(i), read(indices), original(i),
+    The result has: classes (list of city names), labels (N,) int64 (int16 beyond 2 ** 24 patches), len(), name(i), read(indices), original(i),
     image_size, patch_size, stride (None where a JPEG folder does not say), default_workers (processes that reading is worth).
     """
     root = Path(root)
@@ -215,12 +218,16 @@ class ArrayPatches:
         number = {city: i for i, city in enumerate(self.classes)}
         if not {region.city for region in self.regions} <= number.keys():
             raise InputError(f"{shown(root)}: regions.csv has cities that dataset.json has not; run preprocessing.py again")
-        labels = np.array([number[region.city] for region in self.regions], dtype=np.int64)
+        # Of tens of millions of patches 64 bits each would be a third of what a training run may take besides its network.
+        labels = np.array([number[region.city] for region in self.regions], dtype=np.int64 if counts.sum() < 2 ** 24 else np.int16)
         self.labels = np.repeat(labels, counts) if self._subset is None else labels[self._locate(np.arange(len(self)))[0]]
         if not len(self):
             raise InputError(f"{shown(root)}: no patches in {split}")
         self._check_files()
         _allow_open_files(len(self.regions))
+        self._files = [f"{self.root}/{region.file}" for region in self.regions]
+        self.nbytes = sum(array_bytes(region.rows, region.cols, description) for region in self.regions)    # of the arrays
+        self._mapped, self._touched, self._from_disk = {}, 0, True
 
     def _load_test_b(self):
         number = {region.region: i for i, region in enumerate(self.regions)}
@@ -262,13 +269,43 @@ class ArrayPatches:
         """Path of the raster a patch was cut from, relative to the raw folder."""
         return self.locate(index)[0].raster
 
-    def read(self, indices):
-        """Patches as uint8 (n, image_size, image_size, 3)."""
+    def read(self, indices, out=None):
+        """Patches as uint8 (n, image_size, image_size, 3), in `out` if that is given."""
         size, step = self.image_size, self.step
-        batch = np.empty((len(indices), size, size, 3), np.uint8)
-        for i, (region, row, col) in enumerate(zip(*(part.tolist() for part in self._locate(indices)))):
-            batch[i] = _map(self.root / self.regions[region].file)[row * step:row * step + size, col * step:col * step + size]
+        batch = np.empty((len(indices), size, size, 3), np.uint8) if out is None else out
+        places = list(zip(*(part.tolist() for part in self._locate(indices))))
+        before = _blocks_read()
+        if self._from_disk:     # ask for all of them, in the disk's order: twice as fast as one after the other where they are first used
+            for region, row in sorted({place[:2] for place in places}):
+                mapped, array = _map(self._files[region])
+                start = (128 + row * step * array.strides[0]) // mmap.PAGESIZE * mmap.PAGESIZE
+                mapped.madvise(mmap.MADV_WILLNEED, start, 128 + (row * step + size) * array.strides[0] - start)
+        for i, (region, row, col) in enumerate(places):
+            mapped, array = _map(self._files[region])
+            batch[i] = array[row * step:row * step + size, col * step:col * step + size]
+            if self.nbytes > KEPT_BYTES:
+                self._mapped[region] = mapped
+                self._touched += size * array.strides[0]
+                if self._touched > KEPT_BYTES:
+                    self._give_back()
+        self._from_disk = _blocks_read() > before
         return batch
+
+    def _give_back(self):
+        # The system keeps the pages as long as it has room, but they no longer count as this process's memory.
+        for mapped in self._mapped.values():
+            mapped.madvise(mmap.MADV_DONTNEED)
+        self._mapped, self._touched = {}, 0
+
+    def region_arrays(self):
+        """The array of each region, uint8 (H, W, 3), read one after the other."""
+        for file in self._files:
+            yield np.load(file)
+
+    def corners(self, indices):
+        """(region, y, x) of patches, int64 (n,) each: the number of the region, and the upper-left pixel in its array."""
+        region, row, col = self._locate(indices)
+        return region, row * self.step, col * self.step
 
     def original(self, index, raw=None):
         """The patch as a Pillow image cut from its raster at full size, or from the array where the raster is gone or changed.
@@ -314,10 +351,10 @@ class JpegPatches:
         """The raster's name as far as preprocessing.py's file names tell it: all before _rNN_cNN."""
         return re.sub(r"_r\d+_c\d+$", "", Path(self.name(index)).with_suffix("").as_posix())
 
-    def read(self, indices):
-        """Patches as uint8 (n, image_size, image_size, 3)."""
+    def read(self, indices, out=None):
+        """Patches as uint8 (n, image_size, image_size, 3), in `out` if that is given."""
         size = (self.image_size, self.image_size)
-        batch = np.empty((len(indices), *size, 3), np.uint8)
+        batch = np.empty((len(indices), *size, 3), np.uint8) if out is None else out
         for i, index in enumerate(indices):
             batch[i] = np.asarray(resize(self.original(index), size))
         return batch
@@ -346,17 +383,27 @@ def _allow_open_files(count):
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
 
 
-_maps = {}
+_maps, _maps_lock = {}, threading.Lock()
 
 
 def _map(file):
-    array = _maps.get(file)
-    if array is None:
-        if len(_maps) >= max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 256):
-            _maps.pop(next(iter(_maps)))
-        # A plain view: slicing numpy.memmap itself costs several microseconds more.
-        array = _maps[file] = np.asarray(np.load(file, mmap_mode="r"))
-    return array
+    """(mmap, array) of an array's file; the latest used are kept open."""
+    found = _maps.get(file)
+    if found is None:
+        with open(file, "rb") as opened, _maps_lock:
+            # Linux maps at most 65530 files, whatever else is allowed.
+            if len(_maps) >= min(max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 256), 32768):
+                _maps.pop(next(iter(_maps)))
+            np.lib.format.read_magic(opened)
+            shape, _, _ = np.lib.format.read_array_header_1_0(opened)
+            mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+            found = _maps[file] = mapped, np.frombuffer(mapped, np.uint8, offset=128).reshape(shape)
+    return found
+
+
+def _blocks_read():
+    # What this thread has had read from a disk, in the system's units.
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
 
 
 @lru_cache(maxsize=1)

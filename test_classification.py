@@ -55,6 +55,7 @@ def main(argv=None):
     args = arguments(argv)
     device = classifier.pick_device(distributed.join(args.device))
     dtype = classifier.pick_dtype(args.amp, device)
+    classifier.keep_memory(device)
     model, checkpoint = classifier.load_checkpoint(args.checkpoint)
     if args.images:
         compare_places(args, model, checkpoint, device, dtype)

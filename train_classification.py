@@ -87,6 +87,7 @@ def main(argv=None):
     args = arguments(argv)
     device = classifier.pick_device(distributed.join(args.device))
     dtype = classifier.pick_dtype(args.amp, device)
+    classifier.keep_memory(device)
     if args.batch_size % WORLD:
         raise InputError(f"--batch-size {args.batch_size}: is shared by {WORLD} processes, so it must be a multiple of {WORLD}")
     if args.deterministic:
@@ -205,10 +206,10 @@ def train_epoch(network, optimizer, average, train, order, epoch, step, sums, ar
               disable=None if RANK == 0 else True) as bar:
         for images, labels in loader.batches(train, order[step:, share], device, workers):
             flipped = loader.flips(order.shape[1], args.seed, epoch, step)[:, share]
-            flipped = torch.from_numpy(flipped).to(device) if args.flips else None
+            flipped = loader.to_device(flipped, device) if args.flips else None
             images = loader.normalise(images, classifier.MEAN, classifier.STD, flipped)
             if args.turns or args.light or args.zoom or args.rotate:
-                drawn = {key: values[share] for key, values in augmentation.draw(order.shape[1], args.seed, epoch, step).items()}
+                drawn = {key: loader.to_device(values[share], device) for key, values in augmentation.draw(order.shape[1], args.seed, epoch, step).items()}
                 images = augmentation.augment(images, drawn, classifier.MEAN, classifier.STD, args.turns, args.light, args.zoom, args.rotate)
             with classifier.autocast(device, dtype):
                 logits = network(images)

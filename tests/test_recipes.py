@@ -28,7 +28,7 @@ def normalised(pixels):
 
 def middle(count=1, **changes):
     """Numbers that change nothing, but for those that are given."""
-    drawn = {key: np.full_like(values, 0.5) for key, values in augmentation.draw(count, 0, 0, 0).items()}
+    drawn = {key: torch.full(values.shape, 0.5) for key, values in augmentation.draw(count, 0, 0, 0).items()}
     drawn["haze"][:] = 0
     for key, value in changes.items():
         drawn[key][:] = value
@@ -50,7 +50,7 @@ def test_nothing_drawn_changes_nothing():
 
 
 def test_turns_mirror_half_of_the_images_at_the_diagonal():
-    before, drawn = images(64), augmentation.draw(64, 0, 0, 0)
+    before, drawn = images(64), {key: torch.from_numpy(values) for key, values in augmentation.draw(64, 0, 0, 0).items()}
     after = augmentation.augment(before, drawn, MEAN, STD, turns=True)
     turned = [torch.equal(a, b.transpose(1, 2)) for a, b in zip(after, before)]
     assert all(turn or torch.equal(a, b) for turn, a, b in zip(turned, after, before)) and 20 < sum(turned) < 44
