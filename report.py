@@ -23,8 +23,11 @@ from cli import InputError, Parser, atomic, run, shown
 
 BUDGET = 5_600_000      # bytes of JPEG in the portraits: a third more as text, and the page stays below 10 MB
 SIZES = ((224, 80), (192, 76), (160, 72), (128, 64), (96, 50))      # side of a portrait's patch and JPEG quality, best first
-# Flags of train_classification.py that are left out of the command line at these values, and what config.json says besides flags.
-PLAIN = {"optimizer": "adam", "weight_decay": 0.0, "amp": "auto", "device": "auto", "seed": 0, "flips": True, "balanced": True}
+# Flags of train_classification.py that are left out of the command line at these values, those of its published recipe as well unless the
+# recipe is another, and what config.json says besides flags.
+PLAIN = {"recipe": "published", "amp": "auto", "device": "auto", "seed": 0, "balanced": True, "compile": False, "deterministic": False}
+PUBLISHED = {"optimizer": "adam", "weight_decay": 0.0, "schedule": "constant", "average": 0.0, "label_smoothing": 0.0, "flips": True,
+             "turns": False, "light": 0.0, "zoom": 0.0, "rotate": 0.0}
 NO_FLAGS = ("dtype", "data_set", "device_name", "threads", "processes", "versions")
 
 
@@ -431,17 +434,20 @@ def reproduce(metrics, config, data_set):
                       "--image-size", data_set["image_size"], "--test-b", data_set.get("test_b", 500), "--seed", data_set.get("seed", 0)])
     if config:
         line = ["python", "train_classification.py"]
+        plain = PLAIN | (PUBLISHED if config.get("recipe", "published") == "published" else {})
         for key, value in config.items():
             flag = f"--{key.replace('_', '-')}"
-            if key in NO_FLAGS or value is None or value == PLAIN.get(key):
+            if key in NO_FLAGS or value is None or value == plain.get(key):
                 continue
             if isinstance(value, bool):
-                line += [flag] if value else [f"--no-{flag[2:]}"] if PLAIN.get(key) else []
+                line += [flag if value else f"--no-{flag[2:]}"]
             elif not isinstance(value, dict):
                 line += [flag, *(value if isinstance(value, list) else [value])]
         lines.append(line)
     for program in (["test_classification.py"], ["-m", "relevance_cam"]):
         lines.append(["python", *program, "--checkpoint", metrics["checkpoint"], "--data", metrics["data"], "--split", metrics["split"]])
+    if metrics.get("tta"):
+        lines[-2].append("--tta")
     # A line break within a flag would read as two.
     text = "\n".join("<code>" + " ".join(f"<span>{esc(shlex.quote(str(word)))}</span>" for word in line) + "</code>" for line in lines)
     versions = {**metrics.get("versions", {}), "device": metrics.get("device"), "precision": metrics.get("dtype")}

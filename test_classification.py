@@ -43,8 +43,9 @@ def arguments(argv=None):
     parser.add_argument("--checkpoint", required=True, help="best.pth or last.pth of a run")
     parser.add_argument("--data", default="data/patches", help="patch set, or a folder in the published layout")
     parser.add_argument("--split", default="test_b", choices=patches.SPLITS)
+    parser.add_argument("--tta", action="store_true", help="test-time augmentation: the mean over the eight symmetries of each patch; eight times the time")
     parser.add_argument("--images", nargs="+", default=None, metavar="PATH", help="pictures, rasters or folders of them, of any place: which cities are they like?")
-    parser.add_argument("--out", default=None, help="folder of the results; default: <split>/ (or places/) beside the checkpoint")
+    parser.add_argument("--out", default=None, help="folder of the results; default: <split>/ (<split>_tta/, places/) beside the checkpoint")
     parser.add_argument("--amp", default="auto", choices=("auto", "bf16", "off"), help="auto: bf16 where the device is fast at it")
     parser.add_argument("--device", default="auto", help="auto: CUDA if there is one, else cpu")
     parser.add_argument("--workers", type=number(least=0), default=None, help="processes that read patches; default: none for a patch set, all cores for JPEGs")
@@ -62,14 +63,15 @@ def main(argv=None):
         return
     patch_set = patches.open_split(args.data, args.split, checkpoint["image_size"])
     classes = classifier.class_names(checkpoint, patch_set, args.data, args.checkpoint)
-    out = Path(args.out) if args.out else Path(args.checkpoint).parent / args.split
+    out = Path(args.out) if args.out else Path(args.checkpoint).parent / (args.split + "_tta" * args.tta)
     out.mkdir(parents=True, exist_ok=True)
     clear_leftovers(out)
 
     started = time.time()
     model = model.to(device, memory_format=torch.channels_last)
     workers = args.workers if args.workers is not None else patch_set.default_workers
-    logits, features = classifier.evaluate(model, patch_set, device, dtype, checkpoint["mean"], checkpoint["std"], workers, features=True)
+    logits, features = classifier.evaluate(model, patch_set, device, dtype, checkpoint["mean"], checkpoint["std"], workers,
+                                           features=True, tta=args.tta)
     seconds = time.time() - started
     distributed.leave()
     if RANK != 0:
@@ -80,7 +82,7 @@ def main(argv=None):
     true, rasters = patch_set.labels, [patch_set.raster(i) for i in range(len(patch_set))]
     figures = {"loss": cross_entropy(logits, torch.from_numpy(true)).item(),
                "device": str(device), "dtype": str(dtype).removeprefix("torch."), "checkpoint": str(args.checkpoint),
-               "epoch": checkpoint["epoch"], "arch": checkpoint["arch"], "data": str(args.data), "split": args.split,
+               "epoch": checkpoint["epoch"], "arch": checkpoint["arch"], "data": str(args.data), "split": args.split, "tta": args.tta,
                "versions": classifier.versions()}
     names = [patch_set.name(i) for i in range(len(patch_set))]
     figures, cities, near = write_results(out, classes, names, rasters, true, logits.softmax(1).numpy(), features.numpy(), figures)

@@ -290,6 +290,20 @@ def test_features_are_what_the_last_layer_sees(data, finished):
     torch.testing.assert_close(model.fc(features), logits)
 
 
+def test_tta_is_the_mean_over_the_eight_symmetries(data, finished, tmp_path):
+    model, checkpoint = classifier.load_checkpoint(finished / "best.pth")
+    patch_set, cpu = patches.open_split(data, "test_b"), torch.device("cpu")
+    logits, features = classifier.evaluate(model, patch_set, cpu, torch.float32, features=True, tta=True)
+    images = loader.normalise(torch.from_numpy(patch_set.read(np.arange(len(patch_set)))), classifier.MEAN, classifier.STD)
+    with torch.inference_mode():
+        views = [model(torch.rot90(view, k, (2, 3))).softmax(1) for view in (images, images.flip(3)) for k in range(4)]
+    torch.testing.assert_close(logits.exp(), torch.stack(views).mean(0), rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(logits.exp(), views[0], atol=1e-3) and features.shape == (60, 512)
+    test_classification.main(["--checkpoint", str(finished / "best.pth"), "--data", str(data), "--amp", "off", "--tta", "--out", str(tmp_path / "tta")])
+    figures = json.loads((tmp_path / "tta" / "metrics.json").read_text())
+    assert figures["tta"] and figures["accuracy"] == pytest.approx((logits.argmax(1).numpy() == patch_set.labels).mean())
+
+
 def test_probabilities_are_those_of_the_plain_model(data, finished, tmp_path):
     test_classification.main(["--checkpoint", str(finished / "best.pth"), "--data", str(data), "--split", "test_b", "--amp", "off", "--out", str(tmp_path)])
     checkpoint = load(finished / "best.pth")
