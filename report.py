@@ -270,23 +270,19 @@ def resemblance(out, metrics):
         rows.append(f'<th scope="row" data-v="{esc(row["city"])}">{name(row["city"])}</th>' + td(confused[1] and patches.code(confused[1]), confused[0], False)
                     + td(alike[1] and patches.code(alike[1]), alike[0], False) + td(row["views"], f'<span class="tag {esc(row["views"].split()[0])}">{esc(row["views"])}</span>', False))
     head = th("City", first=True) + th("By confusions") + th("By features") + th("The views")
-    picture = image(out / "similarity.png", "Dendrogram and heat maps of the cities' resemblance, by features above and by confusions below", 1500, len(near) > 12)
+    picture = image(out / "similarity.png", "Dendrogram and heat maps of the cities' resemblance, by features above and by confusions below", len(near) > 12)
     return f"<p>{' '.join(words)}</p>{sortable('The nearest three cities of each', head, rows)}{picture}"
 
 
-def image(file, words, widest, large=False):
-    """A picture as a data URI, at most so wide, with few colours; on narrow screens a large one can be scrolled instead of shrinking."""
+def image(file, words, large=False):
+    """A PNG as it is, as a data URI; on narrow screens a large one can be scrolled instead of shrinking."""
     if not file.is_file():
         return ""
     with Image.open(file) as picture:
-        picture = picture.convert("RGB")
-        if picture.width > widest:
-            picture = picture.resize((widest, round(picture.height * widest / picture.width)), Image.Resampling.LANCZOS)
-        data = io.BytesIO()
-        picture.quantize(128, dither=Image.Dither.NONE).save(data, "PNG", optimize=True)
-    source = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+        width, height = picture.size
+    source = f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
     return (f'<div class="scroll card{" wide" if large else ""}" role="region" aria-label="{esc(words)}" tabindex="0"><img class="{"large" if large else "plot"}" src="{source}" '
-            f'width="{picture.width}" height="{picture.height}" alt="{esc(words)}"></div>')
+            f'width="{width}" height="{height}" alt="{esc(words)}"></div>')
 
 
 def portraits(folder, cities):
@@ -348,9 +344,9 @@ def encode(folder, rows, side, quality):
 
 
 def calibration(out, metrics):
-    picture = image(out / "reliability.png", "Reliability diagram: in each bin of the highest probability, how often it was right, and how many patches fall into it", 750)
+    picture = image(out / "reliability.png", "Reliability diagram: in each bin of the highest probability, how often it was right, and how many patches fall into it")
     return (f"<p>A network that says 80\u00a0% should be right in 80 of 100 cases. Here the stated probability and the share that was right differ by {percent(metrics['ece'])} on average "
-            f"(expected calibration error, {count(metrics['n'], 'patch', 'patches')}). Bars below the dashed line: too sure; above it: too modest.</p>{picture}")
+            f"(expected calibration error, {count(metrics['n'], 'patch', 'patches')}).{' Bars below the dashed line: too sure; above it: too modest.' if picture else ''}</p>{picture}")
 
 
 def training(log, config, data_set, metrics):

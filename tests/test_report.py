@@ -38,7 +38,7 @@ def made_up(out, cities, seed=0, intervals=True, log=True, pictures=True, raster
     write_rows(out / "nearest.csv", ("city", "code", *(f"{view}_{i}" for view in ("confusion", "features") for i in (1, 2, 3)), "rank_correlation", "views"),
                ((city, codes[i], cities[other[i]], "", "", cities[(i + 1) % k], "", "", None, ("agree", "disagree", "no confusions")[i % 3]) for i, city in enumerate(cities)))
     write_rows(out / "similarity.csv", ("a", "b", "confusion", "features"), ((cities[i], cities[j], 0.01 * i, 0.5) for i in range(k) for j in range(i + 1, k)))
-    metrics = {"accuracy": float(np.mean(accuracy)), "accuracy_ci95": [0.7, 0.9] if intervals else None, "interval": "bootstrap over rasters", "n_rasters": k * rasters,
+    metrics = {"accuracy": float(np.mean(accuracy)), "accuracy_ci95": [0.7, 0.9] if intervals else None, "interval": "bootstrap over rasters" if intervals else "none: all patches are from one raster", "n_rasters": k * rasters,
                "raster_accuracy": 0.9, "top5_accuracy": 0.99, "balanced_accuracy": 0.8, "macro_f1": 0.8, "ece": 0.03, "views_rank_correlation": 0.5 if intervals else None,
                "confused_pairs": [{"a": cities[0], "b": cities[1], "a_as_b": 2, "b_as_a": 1, "n": 3, "share": 0.075}], "n": k * n, "device": "cpu", "dtype": "float32",
                "checkpoint": str(out.parent / "best.pth"), "epoch": 2, "arch": "resnet50", "data": "data/<patches> & more", "split": "test_b", "versions": {"torch": "2.6", "cuda": None}}
@@ -147,6 +147,18 @@ def test_results_that_are_not_whole(tmp_path):
     with pytest.raises(InputError, match="no whole results"):
         report.write(tmp_path)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_city_without_patches(tmp_path):
+    file = made_up(tmp_path / "test", ["Aa", "Bb", "Cc"])
+    for name in ("per_city.csv", "nearest.csv", "portraits/portraits.csv", "confusion_matrix.csv"):
+        with open(file.parent / name, newline="") as lines:
+            header, *rows = csv.reader(lines)
+        empty = {"per_city.csv": ["Bb", "Bb", 0, 0, "", "", "", "none: no patches", "", "", "", ""], "nearest.csv": ["Bb", "Bb", *[""] * 7, "no patches"],
+                 "confusion_matrix.csv": ["Bb", 0, 0, 0]}.get(name)
+        write_rows(file.parent / name, header, [row if row[0] != "Bb" else empty for row in rows if empty or row[0] != "Bb"])
+    text = report.write(file.parent).read_text(encoding="utf-8")
+    assert Checker(text).faults == [] and "Without patches here: <bdi>Bb</bdi>" in text and 'id="city-2"' in text and 'id="city-1"' not in text
 
 
 def test_training_figures_are_told_from_test_figures(tmp_path):
