@@ -7,15 +7,16 @@ demo: .venv/installed
 	$(BIN)/python data/make_sample.py --out $(DEMO)/raw --cities 6 --sites 3 --size 2400
 	$(BIN)/python preprocessing.py --raw $(DEMO)/raw --out $(DEMO)/patches --image-size 160
 	$(BIN)/python train_classification.py --data $(DEMO)/patches --run $(DEMO)/run --arch resnet18 --weights none --epochs 12 --batch-size 16 --lr 3e-4 --resume
-	$(BIN)/python test_classification.py --checkpoint $(DEMO)/run/best.pth --data $(DEMO)/patches --split test_b
 	$(BIN)/python -m relevance_cam --checkpoint $(DEMO)/run/best.pth --data $(DEMO)/patches --split test_b --per-city 3
+	$(BIN)/python test_classification.py --checkpoint $(DEMO)/run/best.pth --data $(DEMO)/patches --split test_b
 	@echo
 	@echo "What lies where:"
 	@echo "  $(DEMO)/raw/           the rasters: six drawn cities, three sites each"
 	@echo "  $(DEMO)/patches/       the patch set"
 	@echo "  $(DEMO)/run/           the training run: best.pth, log.csv, curves.png"
-	@echo "  $(DEMO)/run/test_b/    how good it is on a site of each city that it has never seen: confusion_matrix.png, metrics.json"
 	@echo "  $(DEMO)/run/saliency/  what in a patch makes it that city: a sheet for each city, a figure for each patch"
+	@echo "  $(DEMO)/run/test_b/    how good it is on a site of each city that it has never seen, and which cities resemble each other"
+	@echo "All of it on one page, to be opened in a browser: $(DEMO)/run/test_b/report.html"
 
 test: .venv/tests
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q tests

@@ -1,8 +1,9 @@
 """The model: which networks, their weights, checkpoints in and out, and the evaluation loop. No other module knows."""
 import ctypes
+import math
 import platform
 import subprocess
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 import torchvision
 from tqdm import tqdm
 
+import augmentation
 import loader
 import torch_file
 from cli import InputError, atomic, shown
@@ -281,8 +283,11 @@ def autocast(device, dtype):
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
-def evaluate(model, patch_set, device, dtype, mean=MEAN, std=STD, workers=0, desc="evaluating", stop=lambda: False):
+def evaluate(model, patch_set, device, dtype, mean=MEAN, std=STD, workers=0, desc="evaluating", stop=lambda: False, features=False, tta=False):
     """Logits of every patch, once, in the set's order: float32 tensor (N, classes) on the CPU. The model is left in eval mode.
+
+    features: give (logits, features) instead, the latter what the last layer is given, float32 (N, D) on the CPU.
+    tta: of the eight symmetries of each patch the mean probabilities (as their logarithms) and the mean features.
 
     With several processes each computes every WORLD-th batch and all get the whole result; the batches, and so the figures, are
     those of one process. stop: asked after each batch; when it says True the evaluation ends and None is returned.
@@ -293,16 +298,26 @@ def evaluate(model, patch_set, device, dtype, mean=MEAN, std=STD, workers=0, des
     mine = order[RANK::WORLD]
     images = loader.batches(patch_set, mine, device, workers)
     logits = torch.zeros(len(patch_set), len(patch_set.classes), device=device)
-    with torch.inference_mode(), autocast(device, dtype), \
+    seen = torch.zeros(len(patch_set), model.fc.in_features if features else 0, device=device)
+
+    def keep(layer, inputs):
+        seen[batch[0]:batch[-1] + 1] += inputs[0].float() / len(views)
+    with torch.inference_mode(), autocast(device, dtype), model.fc.register_forward_pre_hook(keep) if features else nullcontext(), \
             tqdm(total=len(patch_set), desc=desc, unit=" patches", disable=None if RANK == 0 else True, leave=False) as bar:
         for i in range(0, len(order), WORLD):
             if i + RANK < len(order):       # else the others still have one
                 batch = order[i + RANK]
-                logits[batch[0]:batch[-1] + 1] = model(loader.normalise(next(images)[0], mean, std)).float()
+                views = [loader.normalise(next(images)[0], mean, std)]
+                if tta:
+                    views = list(augmentation.symmetries(views[0]))
+                found = [model(view).float() for view in views]
+                if tta:
+                    found = [torch.stack(found).log_softmax(2).logsumexp(0) - math.log(len(views))]
+                logits[batch[0]:batch[-1] + 1] = found[0]
             bar.update(sum(map(len, order[i:i + WORLD])))
             if stop():
                 return None
-        return total(logits).cpu()
+        return (total(logits).cpu(), total(seen).cpu()) if features else total(logits).cpu()
 
 
 @lru_cache

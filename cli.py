@@ -1,5 +1,6 @@
 """What all command lines here share: errors that are the user's to mend, and outputs that are whole or not there."""
 import argparse
+import csv
 import errno
 import os
 import sys
@@ -83,6 +84,14 @@ def atomic(path, mode="wb", sync=True, **kwargs):
         if isinstance(error, OSError) and (error.filename is None or str(error.filename) == str(temporary)):
             error.filename, error.filename2 = str(path), None       # what the user knows it by
         raise
+
+
+def write_rows(path, header, rows):
+    """A CSV file; None is an empty field."""
+    with atomic(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:     # names of files may be no text
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 def clear_leftovers(folder):

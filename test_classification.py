@@ -1,11 +1,18 @@
 """Measure a checkpoint on patches it has never seen.
 
     python test_classification.py --checkpoint checkpoints/resnet50/best.pth --data data/patches --split test_b
+    python test_classification.py --checkpoint checkpoints/resnet50/best.pth --images PICTURE [PICTURE ...]
 
-Writes metrics.json, per_city.csv, predictions.csv, confusion_matrix.csv and the confusion matrix as figures, in counts and in
-percent of each true city, by default into checkpoints/<run>/<split>/.
+Writes, by default into checkpoints/<run>/<split>/:
+    metrics.json, per_city.csv          figures with 95 % intervals over rasters, see measures.py
+    predictions.csv                     one row a patch
+    confusion_matrix.csv and pictures   in counts and in percent of each true city
+    reliability.png                     how often the network is right where it is so sure
+    similarity.csv, .png, nearest.csv   which cities resemble each other, in two views, see similarity.py
+    portraits/                          what makes each city itself, and where it could be another, see portraits.py
+    report.html                         all of it on one page, to be opened in a browser, see report.py
+Diagrams as PDF, too. With --images instead: which cities are these pictures, rasters or folders like? See places.py; into checkpoints/<run>/places/.
 """
-import csv
 import json
 import time
 from pathlib import Path
@@ -18,8 +25,13 @@ from torch.nn.functional import cross_entropy
 
 import classifier
 import distributed
+import measures
 import patches
-from cli import Parser, atomic, clear_leftovers, number, run, shown
+import places
+import portraits
+import report
+import similarity
+from cli import InputError, Parser, atomic, clear_leftovers, number, run, shown, write_rows
 from distributed import RANK
 
 matplotlib.use("Agg")
@@ -31,7 +43,9 @@ def arguments(argv=None):
     parser.add_argument("--checkpoint", required=True, help="best.pth or last.pth of a run")
     parser.add_argument("--data", default="data/patches", help="patch set, or a folder in the published layout")
     parser.add_argument("--split", default="test_b", choices=patches.SPLITS)
-    parser.add_argument("--out", default=None, help="folder of the results; default: <split>/ beside the checkpoint")
+    parser.add_argument("--tta", action="store_true", help="test-time augmentation: the mean over the eight symmetries of each patch; eight times the time")
+    parser.add_argument("--images", nargs="+", default=None, metavar="PATH", help="pictures, rasters or folders of them, of any place: which cities are they like?")
+    parser.add_argument("--out", default=None, help="folder of the results; default: <split>/ (<split>_tta/, places/) beside the checkpoint")
     parser.add_argument("--amp", default="auto", choices=("auto", "bf16", "off"), help="auto: bf16 where the device is fast at it")
     parser.add_argument("--device", default="auto", help="auto: CUDA if there is one, else cpu")
     parser.add_argument("--workers", type=number(least=0), default=None, help="processes that read patches; default: none for a patch set, all cores for JPEGs")
@@ -44,72 +58,123 @@ def main(argv=None):
     dtype = classifier.pick_dtype(args.amp, device)
     classifier.keep_memory(device)
     model, checkpoint = classifier.load_checkpoint(args.checkpoint)
+    if args.images:
+        compare_places(args, model, checkpoint, device, dtype)
+        return
     patch_set = patches.open_split(args.data, args.split, checkpoint["image_size"])
     classes = classifier.class_names(checkpoint, patch_set, args.data, args.checkpoint)
-    out = Path(args.out) if args.out else Path(args.checkpoint).parent / args.split
+    out = Path(args.out) if args.out else Path(args.checkpoint).parent / (args.split + "_tta" * args.tta)
     out.mkdir(parents=True, exist_ok=True)
     clear_leftovers(out)
 
     started = time.time()
     model = model.to(device, memory_format=torch.channels_last)
     workers = args.workers if args.workers is not None else patch_set.default_workers
-    logits = classifier.evaluate(model, patch_set, device, dtype, checkpoint["mean"], checkpoint["std"], workers)
+    logits, features = classifier.evaluate(model, patch_set, device, dtype, checkpoint["mean"], checkpoint["std"], workers,
+                                           features=True, tta=args.tta)
     seconds = time.time() - started
     distributed.leave()
     if RANK != 0:
         return
-    probabilities, true = logits.softmax(1).numpy(), patch_set.labels
-    predicted = probabilities.argmax(1)
-
-    figures = {**measure(true, predicted, probabilities), "n": len(true), "loss": cross_entropy(logits, torch.from_numpy(true)).item(),
+    if not logits.isfinite().all():
+        raise InputError(f"{shown(args.checkpoint)}: computes values that are not finite in {str(dtype).removeprefix('torch.')}"
+                         f"{'; try --amp off' if dtype == torch.bfloat16 else ''}")
+    true, rasters = patch_set.labels, [patch_set.raster(i) for i in range(len(patch_set))]
+    figures = {"loss": cross_entropy(logits, torch.from_numpy(true)).item(),
                "device": str(device), "dtype": str(dtype).removeprefix("torch."), "checkpoint": str(args.checkpoint),
-               "epoch": checkpoint["epoch"], "arch": checkpoint["arch"], "data": str(args.data), "split": args.split,
+               "epoch": checkpoint["epoch"], "arch": checkpoint["arch"], "data": str(args.data), "split": args.split, "tta": args.tta,
                "versions": classifier.versions()}
-    with atomic(out / "metrics.json", "w", encoding="utf-8") as file:
-        json.dump(figures, file, indent=1, ensure_ascii=False)
-    write_rows(out / "predictions.csv", ("patch", "true", "predicted", "probability"),
-               ((patch_set.name(i), classes[t], classes[p], f"{probabilities[i, p]:.6f}") for i, (t, p) in enumerate(zip(true, predicted))))
-    cities = per_city(true, predicted, classes)
-    write_rows(out / "per_city.csv", cities[0].keys(), (row.values() for row in cities))
-    matrix = metrics.confusion_matrix(true, predicted, labels=range(len(classes)))
+    names = [patch_set.name(i) for i in range(len(patch_set))]
+    figures, cities, near = write_results(out, classes, names, rasters, true, logits.softmax(1).numpy(), features.numpy(), figures)
+    show(figures, cities, near)
+    sheets = portraits.write(out, model, checkpoint, patch_set, logits, near, device)
+    page = report.write(out, Path(args.checkpoint).parent)
+    print(f"{len(true)} patches of {args.split}, {len(true) / seconds:.0f} a second; results: {out}; portraits of {sheets} cities: {out / 'portraits'}\n"
+          f"the report, to be opened in a browser:\n{page}")
+
+
+def compare_places(args, model, checkpoint, device, dtype):
+    """--images: one process is enough for it."""
+    distributed.leave()
+    if RANK != 0:
+        return
+    if checkpoint["classes"] is None:
+        try:
+            patch_set = patches.open_split(args.data, args.split, checkpoint["image_size"])
+        except InputError as error:
+            raise InputError(f"{shown(args.checkpoint)}: has no class names; give the data set it was trained on as --data, they are taken from there ({error})") from None
+        checkpoint["classes"] = classifier.class_names(checkpoint, patch_set, args.data, args.checkpoint)
+    out = Path(args.out) if args.out else Path(args.checkpoint).parent / "places"
+    places.compare(args.images, model.to(device, memory_format=torch.channels_last), checkpoint, checkpoint["classes"], device, dtype, out)
+
+
+def write_results(out, classes, names, rasters, true, probabilities, features, more):
+    """All tables and pictures of a test. N patches: names and rasters (lists), true (N,) int, probabilities (N, K), features (N, D);
+    more: what else to say in metrics.json. Returns what is in metrics.json, per_city.csv and nearest.csv (dicts)."""
+    predicted, codes = probabilities.argmax(1), [patches.code(city) for city in classes]
+    everything = range(len(classes))
+    matrix = metrics.confusion_matrix(true, predicted, labels=everything)
+    write_rows(out / "predictions.csv", ("patch", "true", "predicted", "probability", "true_probability", "raster"),
+               ((names[i], classes[t], classes[p], f"{probabilities[i, p]:.6f}", f"{probabilities[i, t]:.6f}", rasters[i])
+                for i, (t, p) in enumerate(zip(true, predicted))))
     write_rows(out / "confusion_matrix.csv", ("true \\ predicted", *classes), ((city, *row) for city, row in zip(classes, matrix.tolist())))
-    codes = [patches.code(city) for city in classes]
     draw_confusion(out / "confusion_matrix", matrix, codes, percent=False)
     draw_confusion(out / "confusion_matrix_percent", matrix, codes, percent=True)
 
-    print(f"\n{'city':<28}{'patches':>8}{'precision':>11}{'recall':>9}{'F1':>8}   most often taken for")
-    for row in cities:
-        print(f"{shown(row['city']):<28}{row['n']:>8}{row['precision']:>11.3f}{row['recall']:>9.3f}{row['f1']:>8.3f}   {shown(row['most_confused_with'])}")
-    print(f"\ntop-1 {figures['accuracy']:.4f}  top-5 {figures['top5_accuracy']:.4f}  balanced {figures['balanced_accuracy']:.4f}  macro F1 "
-          f"{figures['macro_f1']:.4f}  on {len(true)} patches of {args.split}; {len(true) / seconds:.0f} patches a second")
-    print(f"results: {out}")
+    cities = measures.per_city(true, probabilities, rasters, classes)
+    write_rows(out / "per_city.csv", cities[0], (row.values() for row in cities))
+    draw_reliability(out / "reliability", true, probabilities)
+
+    expected = np.array([probabilities[true == city].sum(0) for city in everything])
+    confused, alike = similarity.by_confusion(matrix), similarity.by_features(features, true, len(classes))
+    near = similarity.nearest(confused, alike, similarity.by_confusion(expected), classes, codes)
+    pairs = similarity.pairs(confused, alike, classes)
+    write_rows(out / "similarity.csv", pairs[0], (row.values() for row in pairs))
+    write_rows(out / "nearest.csv", near[0], (row.values() for row in near))
+    similarity.draw(out / "similarity", confused, alike, codes)
+
+    figures = {**measures.figures(true, probabilities), "accuracy_ci95": measures.intervals(true, predicted == true, rasters, len(classes))[0],
+               "interval": measures.basis(true, rasters), "n_rasters": sum(row["rasters"] for row in cities),
+               "raster_accuracy": measures.raster_accuracy(true, probabilities, rasters), "n": len(true),
+               "confused_pairs": measures.confused_pairs(matrix, classes),
+               "views_rank_correlation": similarity.views_correlation(confused, alike), **more}
+    with atomic(out / "metrics.json", "w", encoding="utf-8", errors="backslashreplace") as file:
+        json.dump(figures, file, indent=1, ensure_ascii=False, allow_nan=False)
+    return figures, cities, near
 
 
-def measure(true, predicted, probabilities):
-    """scikit-learn's figures over all patches, in 0 .. 1. Macro figures weigh every city alike, whatever its number of patches."""
-    labels = np.arange(probabilities.shape[1])
-    precision, recall, f1, _ = metrics.precision_recall_fscore_support(true, predicted, labels=labels, average="macro", zero_division=0)
-    # scikit-learn's top-k refuses two classes and k = all of them.
-    rank = (probabilities > probabilities[np.arange(len(true)), true][:, None]).sum(1)
-    return {"accuracy": float(metrics.accuracy_score(true, predicted)), "top5_accuracy": float((rank < 5).mean()),
-            "balanced_accuracy": float(metrics.recall_score(true, predicted, labels=np.unique(true), average="macro", zero_division=0)),
-            "macro_precision": float(precision), "macro_recall": float(recall), "macro_f1": float(f1)}
+def show(figures, cities, near):
+    def percent(value):
+        return "" if value is None else f"{100 * value:.1f}"
+    print(f"\n{'city':<28}{'patches':>8}{'rasters':>8}{'accuracy %':>12}{'95 %':>14}{'F1 %':>7}   {'taken for':<11}nearest by features")
+    for row, other in zip(cities, near):
+        ends = f"{percent(row['ci95_low'])} - {percent(row['ci95_high'])}" if row["ci95_low"] is not None else ""
+        codes = [patches.code(other[f"features_{i}"]) for i in (1, 2, 3)]
+        print(f"{shown(row['city']):<28}{row['n']:>8}{row['rasters']:>8}{percent(row['accuracy']):>12}{ends:>14}{percent(row['f1']):>7}   "
+              f"{shown(patches.code(row['most_confused_with'])):<11}{shown(' '.join(codes))}{'  (views disagree)' if other['views'] == 'disagree' else ''}")
+    ends = figures["accuracy_ci95"]
+    print(f"\ntop-1 {figures['accuracy']:.4f}" + (f" (95 %: {ends[0]:.4f} to {ends[1]:.4f})" if ends else "") + f"  top-5 {figures['top5_accuracy']:.4f}  "
+          f"balanced {figures['balanced_accuracy']:.4f}  macro F1 {figures['macro_f1']:.4f}  whole rasters {figures['raster_accuracy']:.4f}  "
+          f"calibration error {figures['ece']:.4f}\ninterval: {figures['interval']}")
 
 
-def per_city(true, predicted, classes):
-    """One dict a city: patches, precision, recall, F1, and the city it is most often taken for."""
-    labels = np.arange(len(classes))
-    precision, recall, f1, n = metrics.precision_recall_fscore_support(true, predicted, labels=labels, zero_division=0)
-    wrong = metrics.confusion_matrix(true, predicted, labels=labels) * (1 - np.eye(len(classes), dtype=int))
-    return [{"city": city, "code": patches.code(city), "n": int(n[i]), "precision": float(precision[i]), "recall": float(recall[i]),
-             "f1": float(f1[i]), "most_confused_with": classes[wrong[i].argmax()] if wrong[i].any() else ""} for i, city in enumerate(classes)]
-
-
-def write_rows(path, header, rows):
-    with atomic(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
+def draw_reliability(path, true, probabilities):
+    """The reliability diagram as <path>.png and .pdf: in each bin of the highest probability, how often it was right, and how many patches."""
+    bins = 15
+    error, counts, confidence, accuracy = measures.calibration(true, probabilities, bins)
+    figure, (axis, below) = plt.subplots(2, 1, figsize=(5, 6), height_ratios=(3, 1), sharex=True, layout="constrained")
+    middle = (np.arange(bins) + 0.5) / bins
+    axis.plot((0, 1), (0, 1), color="#888888", linestyle="--", linewidth=1, label="perfectly calibrated")
+    axis.bar(middle, accuracy, 0.92 / bins, color="#3b78b5", label="accuracy")
+    axis.plot(confidence, confidence, "_", color="#c2410c", markersize=11, markeredgewidth=2, label="mean confidence")
+    axis.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy", title=f"expected calibration error {100 * error:.1f} %, accuracy "
+             f"{100 * (probabilities.argmax(1) == true).mean():.1f} %")
+    axis.legend(loc="upper left", frameon=False)
+    below.bar(middle, 100 * counts / len(true), 0.92 / bins, color="#888888")
+    below.set(xlabel="confidence (highest probability)", ylabel="% of patches")
+    for each in (axis, below):
+        each.spines[["top", "right"]].set_visible(False)
+    similarity.save_figure(path, figure)
 
 
 def draw_confusion(path, matrix, codes, percent):
@@ -123,8 +188,8 @@ def draw_confusion(path, matrix, codes, percent):
         if matrix[i, j]:
             text = f"{100 * share[i, j]:.0f}" if percent else str(matrix[i, j])
             axes.text(j, i, text, ha="center", va="center", fontsize=size - (len(text) > 3), color="white" if share[i, j] > 0.55 else "#222222")
-    axes.set_xticks(range(len(codes)), codes, rotation=90, fontsize=size + 1, family="monospace")
-    axes.set_yticks(range(len(codes)), codes, fontsize=size + 1, family="monospace")
+    axes.set_xticks(range(len(codes)), codes, rotation=90, fontsize=size + 1, family="monospace", parse_math=False)
+    axes.set_yticks(range(len(codes)), codes, fontsize=size + 1, family="monospace", parse_math=False)
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title("patches, % of each true city" if percent else "patches")
     axes.tick_params(length=0)
@@ -133,10 +198,7 @@ def draw_confusion(path, matrix, codes, percent):
     axes.grid(which="minor", color="#dddddd", linewidth=0.4)
     axes.tick_params(which="minor", length=0)
     figure.colorbar(image, ax=axes, shrink=0.6, label="% of the true city's patches")
-    for kind in ("png", "pdf"):
-        with atomic(path.with_name(f"{path.name}.{kind}")) as file:
-            figure.savefig(file, dpi=150, format=kind)
-    plt.close(figure)
+    similarity.save_figure(path, figure)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@
     python train_classification.py --data data/patches --run resnet50 --arch resnet50 --resume
 
 The defaults are the published recipe: ImageNet weights, Adam at a constant 1e-3, batches of 128, 100 epochs, random flips,
-classes drawn equally often. Writes last.pth, best.pth (by validation accuracy), log.csv, config.json and curves.png.
+classes drawn equally often. --recipe robust sets other defaults, see RECIPES. Writes last.pth, best.pth (by validation accuracy), log.csv, config.json and curves.png.
 """
 import argparse
 import csv
 import json
+import math
 import os
 import signal
 import time
@@ -20,8 +21,10 @@ import matplotlib
 import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+import augmentation
 import classifier
 import distributed
 import loader
@@ -32,6 +35,14 @@ from distributed import RANK, WORLD
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+# Two sets of defaults; every flag can still be set on its own.
+RECIPES = {
+    "published": dict(optimizer="adam", lr=1e-3, weight_decay=0.0, schedule="constant", average=0.0, label_smoothing=0.0,
+                      flips=True, turns=False, light=0.0, zoom=0.0, rotate=0.0),
+    "robust": dict(optimizer="adamw", lr=1e-3, weight_decay=0.05, schedule="cosine", average=1.0, label_smoothing=0.1,
+                   flips=True, turns=True, light=1.0, zoom=0.2, rotate=10.0),
+}
+WARM_UP = 0.1       # share of the steps in which the learning rate rises, with --schedule cosine
 COLUMNS = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
 
@@ -43,10 +54,19 @@ def arguments(argv=None):
     parser.add_argument("--weights", default="imagenet", help="imagenet (IMAGENET1K_V1), imagenet-v2, none, or a file")
     parser.add_argument("--epochs", type=number(least=1), default=100)
     parser.add_argument("--batch-size", type=number(least=1), default=128)
-    parser.add_argument("--lr", type=number(float, above=0, most=100), default=1e-3)
-    parser.add_argument("--optimizer", default="adam", choices=("adam", "adamw", "sgd"), help="sgd: with momentum 0.9")
-    parser.add_argument("--weight-decay", type=number(float, least=0, most=100), default=0.0)
-    parser.add_argument("--flips", action=argparse.BooleanOptionalAction, default=True, help="random left-right and up-down flips")
+    parser.add_argument("--recipe", default="published", choices=RECIPES, help="the defaults of the flags from --optimizer to --rotate")
+    parser.add_argument("--optimizer", choices=("adam", "adamw", "sgd"), help="sgd: with momentum 0.9")
+    parser.add_argument("--lr", type=number(float, above=0, most=100), help="learning rate, the highest one of the schedule")
+    parser.add_argument("--weight-decay", type=number(float, least=0, most=100))
+    parser.add_argument("--schedule", choices=("constant", "cosine"), help="cosine: after a linear warm-up, down to 0 at the last epoch")
+    parser.add_argument("--average", type=number(float, least=0, most=1000), metavar="EPOCHS",
+                        help="the model is the exponential moving average of the weights over about so many epochs; 0: the weights themselves")
+    parser.add_argument("--label-smoothing", type=number(float, least=0, most=0.9))
+    parser.add_argument("--flips", action=argparse.BooleanOptionalAction, help="random left-right and up-down flips")
+    parser.add_argument("--turns", action=argparse.BooleanOptionalAction, help="random quarter turns: with flips, the eight symmetries of a square")
+    parser.add_argument("--light", type=number(float, least=0, most=2), help="strength of random changes of brightness, contrast, colour and haze; 1 as between sites and dates")
+    parser.add_argument("--zoom", type=number(float, least=0, most=1), help="randomly up to this share larger or smaller")
+    parser.add_argument("--rotate", type=number(float, least=0, most=180), metavar="DEGREES", help="randomly rotated by up to so much")
     parser.add_argument("--balanced", action=argparse.BooleanOptionalAction, default=True, help="draw classes equally often")
     parser.add_argument("--amp", default="auto", choices=("auto", "bf16", "off"), help="auto: bf16 where the device is fast at it")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network")
@@ -56,7 +76,11 @@ def arguments(argv=None):
     parser.add_argument("--deterministic", action="store_true", help="the same numbers in each run on a GPU too, slower; a CPU needs no such flag")
     parser.add_argument("--save-every", type=number(least=1), default=None, metavar="STEPS", help="also save last.pth every so many steps")
     parser.add_argument("--resume", action="store_true", help="go on with the run if it has begun")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for key, value in RECIPES[args.recipe].items():
+        if getattr(args, key) is None:
+            setattr(args, key, value)
+    return args
 
 
 def main(argv=None):
@@ -77,7 +101,9 @@ def main(argv=None):
     workers = args.workers if args.workers is not None else train.default_workers
     folder = run_folder(args.run or args.arch)
     # What a resumed run must share with the one it goes on with, else its result would be neither's.
-    fixed = {key: getattr(args, key) for key in ("arch", "weights", "batch_size", "lr", "optimizer", "weight_decay", "flips", "balanced", "seed")}
+    fixed = {key: getattr(args, key) for key in ("arch", "weights", "batch_size", "balanced", "seed", *RECIPES["published"])}
+    if args.schedule != "constant":
+        fixed["epochs"] = args.epochs
     fixed |= {"dtype": str(dtype).removeprefix("torch."), "data_set": {
         "classes": list(train.classes), "patch_size": train.patch_size, "stride": train.stride, "image_size": train.image_size,
         "train": len(train), "val": len(val)}}
@@ -88,9 +114,15 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     model = classifier.build(args.arch, len(train.classes), "none" if begun else args.weights)
     if begun:
-        classifier.load_state(model, begun["model"], shown(folder / "last.pth"))
+        classifier.load_state(model, begun.get("weights") or begun["model"], shown(folder / "last.pth"))
     model = model.to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(args, model)
+    steps = len(loader.epoch_order(train.labels, args.batch_size, args.seed, 0, args.balanced))
+    average = moving_average(model, args.average * steps) if args.average else None
+    if begun and average:
+        classifier.load_state(average.module, begun["model"], shown(folder / "last.pth"))
+        average.n_averaged.fill_(begun["epoch"] * steps + begun["step"])
+    trained = average.module if average else model      # what is evaluated, saved, and the result
     epoch, step, history, best, sums = 0, 0, [], None, [0.0, 0.0, 0]
     if begun:
         optimizer.load_state_dict(begun["optimizer"])
@@ -116,12 +148,16 @@ def main(argv=None):
     say(f"{args.arch} on {device}{f' and {WORLD - 1} more' if WORLD > 1 else ''} in {fixed['dtype']}; "
         f"{len(train)} train and {len(val)} val patches of {len(train.classes)} cities", flush=True)
 
+    def average_batch_norms():
+        for network in {model, trained}:
+            distributed.average_batch_norm(network)
+
     def save(names, epoch, step, sums):
-        distributed.average_batch_norm(model)
+        average_batch_norms()
         sums = [*distributed.total(torch.tensor(sums[:2], dtype=torch.float64)).tolist(), sums[2]]
         if RANK == 0:
             checkpoint = {
-                "model": model.state_dict(), "arch": args.arch, "classes": list(train.classes), "mean": list(classifier.MEAN),
+                "model": trained.state_dict(), "weights": model.state_dict() if average else None, "arch": args.arch, "classes": list(train.classes), "mean": list(classifier.MEAN),
                 "std": list(classifier.STD), "image_size": train.image_size, "patch_size": train.patch_size, "stride": train.stride,
                 "epoch": epoch, "step": step, "metrics": {"history": history, "best": best, "sums": sums},
                 "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(), "args": settings, "versions": classifier.versions()}
@@ -131,9 +167,9 @@ def main(argv=None):
     started = time.time()
     for epoch in range(epoch, args.epochs):
         order = loader.epoch_order(train.labels, args.batch_size, args.seed, epoch, args.balanced)
-        step, sums = train_epoch(network, optimizer, train, order, epoch, step, sums, args, device, dtype, workers, stop, save)
-        distributed.average_batch_norm(model)
-        logits = None if step < len(order) else classifier.evaluate(model, val, device, dtype, workers=workers, desc="validation", stop=stop)
+        step, sums = train_epoch(network, optimizer, average, train, order, epoch, step, sums, args, device, dtype, workers, stop, save)
+        average_batch_norms()
+        logits = None if step < len(order) else classifier.evaluate(trained, val, device, dtype, workers=workers, desc="validation", stop=stop)
         if logits is None:
             save(["last.pth"], epoch, step, sums)
             say(f"stopped in epoch {epoch + 1} after step {step} of {len(order)}; the same command with --resume goes on there")
@@ -141,7 +177,7 @@ def main(argv=None):
             raise SystemExit(1)
         loss_sum, correct = distributed.total(torch.tensor(sums[:2], dtype=torch.float64)).tolist()
         labels = torch.from_numpy(val.labels)
-        row = {"epoch": epoch + 1, "lr": args.lr, "train_loss": loss_sum / sums[2], "train_accuracy": correct / sums[2],
+        row = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"], "train_loss": loss_sum / sums[2], "train_accuracy": correct / sums[2],
                "val_loss": cross_entropy(logits, labels).item(), "val_accuracy": (logits.argmax(1) == labels).double().mean().item()}
         history.append(row)
         step, sums = 0, [0.0, 0.0, 0]
@@ -159,7 +195,7 @@ def main(argv=None):
     distributed.leave()
 
 
-def train_epoch(network, optimizer, train, order, epoch, step, sums, args, device, dtype, workers, stop, save):
+def train_epoch(network, optimizer, average, train, order, epoch, step, sums, args, device, dtype, workers, stop, save):
     """Train on order[step:], or until stop() says True. Returns the steps done, and (loss, correct) summed over this process's
     patches and the number of patches of all processes; sums is where to go on from, as saved."""
     network.train()
@@ -171,12 +207,20 @@ def train_epoch(network, optimizer, train, order, epoch, step, sums, args, devic
         for images, labels in loader.batches(train, order[step:, share], device, workers):
             flipped = loader.flips(order.shape[1], args.seed, epoch, step)[:, share]
             flipped = loader.to_device(flipped, device) if args.flips else None
+            images = loader.normalise(images, classifier.MEAN, classifier.STD, flipped)
+            if args.turns or args.light or args.zoom or args.rotate:
+                drawn = {key: loader.to_device(values[share], device) for key, values in augmentation.draw(order.shape[1], args.seed, epoch, step).items()}
+                images = augmentation.augment(images, drawn, classifier.MEAN, classifier.STD, args.turns, args.light, args.zoom, args.rotate)
             with classifier.autocast(device, dtype):
-                logits = network(loader.normalise(images, classifier.MEAN, classifier.STD, flipped))
-                loss = cross_entropy(logits, labels)
+                logits = network(images)
+                loss = cross_entropy(logits, labels, label_smoothing=args.label_smoothing)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(args, epoch + (step + 0.5) / len(order))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
+            if average:
+                average.update_parameters(network)
             step += 1
             totals += torch.stack([loss.detach().double() * len(labels), (logits.argmax(1) == labels).sum().double()])
             bar.update(order.shape[1])
@@ -202,6 +246,26 @@ def make_optimizer(args, model):
     return optimizer(parameters, lr=args.lr, weight_decay=args.weight_decay, fused=True)
 
 
+def learning_rate(args, epochs_done):
+    """The learning rate after so many epochs: constant, or a linear warm-up and half a cosine down to 0 (Loshchilov and Hutter, ICLR 2017)."""
+    if args.schedule == "constant":
+        return args.lr
+    done = epochs_done / args.epochs
+    return args.lr * (done / WARM_UP if done < WARM_UP else (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP))) / 2)
+
+
+def moving_average(model, horizon):
+    """The exponential moving average of a model's weights and of batch norm's statistics over about so many steps, as an AveragedModel.
+
+    At the start over fewer, else the untrained weights would be in it for long.
+    """
+    def update(averaged, current, count):
+        done = int(average.n_averaged)      # the same as count, but on the CPU: nothing waits for a GPU
+        get_ema_multi_avg_fn(min(math.exp(-1 / horizon), (1 + done) / (10 + done)))(averaged, current, count)
+    average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+    return average
+
+
 def run_folder(name):
     """A bare name lies under checkpoints/, anything with a slash is a path."""
     return Path(name) if os.sep in name or name in (".", "..") else Path("checkpoints", name)
@@ -218,6 +282,7 @@ def resume(folder, args, fixed):
     if not {"args", "optimizer", "metrics", "rng", "epoch", "step"} <= begun.keys():
         raise InputError(f"{shown(file)}: no checkpoint of train_classification.py that can be gone on with")
     before = begun["args"]
+    before = RECIPES["published"] | before      # runs of before there were others
     changed = [f"{key} was {shown(before.get(key))}, is {shown(fixed[key])}" for key in fixed if before.get(key) != fixed[key]]
     if changed:
         raise InputError(f"--resume {shown(folder)}: would not give that run's result: {'; '.join(changed)}")

@@ -2,6 +2,7 @@
 
     python data/make_sample.py                                 6 cities x 3 sites x 1 raster of 2400 x 2400 pixels
     python data/make_sample.py --cities 12 --rasters 2 --size 4800
+    python data/make_sample.py --cities 12 --alike 4 --light 2          hard: three groups of four cities much alike, other light at each site
 
 Writes <out>/<City (CODE)>/<site>/<raster>.jpg, the layout that preprocessing.py reads. Files of the same names are written
 again, others are left alone. The same arguments give the same bytes (with the same versions of Python, numpy and Pillow).
@@ -9,7 +10,8 @@ again, others are left alone. The same arguments give the same bytes (with the s
 What makes a city (streets, buildings, roofs, trees) depends on the seed and the city's number only; the light at a site
 (sun, exposure, colour cast, haze, season) on the site as well; what stands where on the raster as well. So asking for more
 cities, sites or rasters changes none of the others. Light differs far more from site to site than the mean colour does
-from city to city: whoever wants to tell these cities apart has to look at what is built.
+from city to city: whoever wants to tell these cities apart has to look at what is built. With --alike N cities 1 to N, N + 1
+to 2 N and so on share their kind of building, street pattern and roofs, and differ by little in all else.
 """
 import argparse
 import math
@@ -66,8 +68,11 @@ KINDS = {
 }
 
 
-def city_style(seed, city):
-    """What makes a city. Neighbouring numbers get another kind, pattern, roofs and angle; the rest is drawn at random."""
+def city_style(seed, city, alike=1):
+    """What makes a city. Neighbouring numbers get another kind, pattern, roofs and angle; the rest is drawn at random.
+    alike: cities come in groups of so many, which have the group's style with small changes."""
+    if alike > 1:
+        return sibling(city_style(seed, city // alike), random.Random(f"alike {seed} {city}"))
     rnd = random.Random(f"style {seed} {city}")
     lap, place = divmod(city, len(KINDS))
     kind, pattern, sets = list(KINDS)[place], PATTERNS[(city + lap) % len(PATTERNS)], list(ROOFS)
@@ -90,16 +95,32 @@ def city_style(seed, city):
     return style
 
 
-def site_light(seed, city, site):
+def sibling(style, rnd):
+    """Another city of the same group: kind, pattern and most roofs stay, every measure moves by up to half its range, ground and trees differ."""
+    for key, (low, high) in KINDS[style.kind].items():
+        move = rnd.uniform(-0.5, 0.5) * (high - low)
+        setattr(style, key, tuple(value + move for value in (low, high)) if key in ("lot", "crown") else
+                style.storeys if key == "storeys" else min(high, max(low, getattr(style, key) + move)))
+    other = city_style(rnd.getrandbits(32), 0)
+    for key in ("leaf", "lawn", "soil", "paving", "asphalt", "water"):
+        setattr(style, key, getattr(other, key))
+    style.roofs = style.roofs + 2 * ROOFS[rnd.choice(list(ROOFS))]
+    style.angle = rnd.uniform(0, 90)
+    return style
+
+
+def site_light(seed, city, site, strength=1.0):
     """How a site was photographed. All cities pass through the same ranges, so light tells nothing about the city: the first
-    two sites lie near the two ends, later ones between them at 1/2, 1/4, 3/4 and so on."""
+    two sites lie near the two ends, later ones between them at 1/2, 1/4, 3/4 and so on. strength: of the differences."""
     common, own = random.Random(f"light {seed}"), random.Random(f"light {seed} {city} {site}")
     place = site if site < 2 else int(f"{site - 1:b}"[::-1], 2) / 2 ** (site - 1).bit_length()
 
     def spread(low, high):
         if common.random() < 0.5:
             low, high = high, low
-        return low + (high - low) * min(1, max(0, place + own.uniform(-0.15, 0.15)))
+        value = low + (high - low) * min(1, max(0, place + own.uniform(-0.15, 0.15)))
+        value += (strength - 1) * (value - (low + high) / 2)
+        return value if min(low, high) < 0 else max(0, value)
     sun, side = math.radians(spread(110, 250)), own.uniform(0, math.tau)  # from north: late morning to afternoon
     warm, tint, cold = spread(-0.04, 0.04), spread(-0.02, 0.02), spread(0, 0.03)
     return SimpleNamespace(
@@ -748,9 +769,9 @@ def tone_curves(light, mean):
     return np.concatenate(curves).tolist()
 
 
-def render(seed, city, site, raster, px):
+def render(seed, city, site, raster, px, alike=1, strength=1.0):
     """One raster as an RGB image."""
-    style, light = city_style(seed, city), site_light(seed, city, site)
+    style, light = city_style(seed, city, alike), site_light(seed, city, site, strength)
     rnd = random.Random(f"raster {seed} {city} {site} {raster}")
     scene, bend = lay_out(rnd, style, light, px * METRES / 2)
     rng = np.random.default_rng(rnd.getrandbits(64))
@@ -808,10 +829,14 @@ def parse(argv):
     parser.add_argument("--out", type=Path, default=Path("data/raw"), help="folder to write to (default: %(default)s)")
     numbers = {"cities": (6, 1, 100, "cities"), "sites": (3, 2, 99, "sites of each city; the last one is held out, so two are needed"),
                "rasters": (1, 1, 999, "rasters of each site"), "size": (2400, 480, 30000, "pixels a side; the published rasters have 4800"),
-               "seed": (0, 0, 2 ** 31 - 1, "another seed, other cities"), "workers": (os.cpu_count() or 1, 1, 1024, "processes")}
+               "seed": (0, 0, 2 ** 31 - 1, "another seed, other cities"),
+               "alike": (1, 1, 100, "cities in a group that share kind of building, street pattern and roofs"), "workers": (os.cpu_count() or 1, 1, 1024, "processes")}
     for name, (default, low, high, meaning) in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} ({low} to {high}, default: {default})")
+    parser.add_argument("--light", type=float, default=1.0, help="how much light and season differ between sites (0 to 3, default: 1)")
     args = parser.parse_args(argv)
+    if not 0 <= args.light <= 3:
+        parser.error(f"--light {args.light}: must be 0 to 3")
     for name, (_, low, high, meaning) in numbers.items():
         if not low <= getattr(args, name) <= high:
             parser.error(f"--{name} {getattr(args, name)}: must be {low} to {high} ({meaning})")
@@ -821,7 +846,7 @@ def parse(argv):
 def main(argv=None):
     parser, args = parse(argv)
     start = time.time()
-    jobs = [(args.out / city / f"site{s + 1:02d}" / f"{2020 + r}.jpg", args.seed, c, s, r, args.size)
+    jobs = [(args.out / city / f"site{s + 1:02d}" / f"{2020 + r}.jpg", args.seed, c, s, r, args.size, args.alike, args.light)
             for c, city in enumerate(city_names(args.cities)) for s in range(args.sites) for r in range(args.rasters)]
     try:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,6 @@
 Writes, by default into checkpoints/<run>/saliency/: a figure for each patch, a contact sheet for each city, patches.csv.
 """
 
-import csv
 import difflib
 import re
 import sys
@@ -23,7 +22,7 @@ from tqdm import tqdm
 import classifier
 import loader
 import patches
-from cli import InputError, Parser, atomic, number, run, shown
+from cli import InputError, Parser, atomic, number, run, shown, write_rows
 
 from . import GradCAM, GradCAMPlusPlus, RelevanceCAM, ScoreCAM, figures, quality, rasters
 from .resnet import LAYERS, check_layers, check_model
@@ -79,10 +78,7 @@ def main(argv=None):
     chosen = draw_patches(patch_set, args.per_city, args.seed)
     maps, logits = explain(methods, patch_set, chosen, checkpoint, target, device)
     rows = draw_figures(out, patch_set, chosen, maps, logits, target, args.raw)
-    with atomic(out / "patches.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(out / "patches.csv", rows[0], (row.values() for row in rows))
     if args.save_maps:
         with atomic(out / "maps.npz") as file:
             arrays = {f"{name}/{layer}": values.numpy() for name, by_layer in maps.items() for layer, values in by_layer.items()}
@@ -202,10 +198,7 @@ def write_quality(out, names, model, patch_set, chosen, checkpoint, target, laye
     """quality.csv: average drop, increase, deletion, insertion and randomisation, a row for each method and depth."""
     images = loader.normalise(torch.from_numpy(patch_set.read(chosen)).to(device), checkpoint["mean"], checkpoint["std"])
     rows = quality.table(model, {name: METHODS[name] for name in dict.fromkeys(names)}, images, target, layers)
-    with atomic(out / "quality.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(out / "quality.csv", rows[0], (row.values() for row in rows))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .quality import mask, scale, upsample
 
-GAP, INK, PALE, RIGHT, WRONG = 8, "#1a1a1a", "#666666", "#1a7f37", "#b42318"
+GAP, TOP, INK, PALE, RIGHT, WRONG = 8, 72, "#1a1a1a", "#666666", "#1a7f37", "#b42318"    # TOP: height of a sheet's title and labels
 
 
 def colours(values):
@@ -55,16 +55,15 @@ def sheet(title, rows, columns, panel, row_labels=None, colour=INK, scale_bar=Tr
     rows: lists of Pillow images or None; columns: labels; panel: width and height of each; row_labels: lists of (line, colour).
     """
     left = 0 if row_labels is None else 150
-    top = 46 + 26
     width = left + len(columns) * (panel + GAP) + GAP
-    height = top + len(rows) * (panel + GAP) + (34 if scale_bar else 0)
+    height = TOP + len(rows) * (panel + GAP) + (34 if scale_bar else 0)
     page = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(page)
     text(draw, (GAP, 12), title, 22, colour, bold=True, width=width - 2 * GAP)
     for j, label in enumerate(columns):
         text(draw, (left + GAP + j * (panel + GAP) + panel / 2, 50), label, 16, PALE, width=panel, anchor="ma")
     for i, row in enumerate(rows):
-        y = top + i * (panel + GAP)
+        y = TOP + i * (panel + GAP)
         for j, picture in enumerate(row):
             if picture is not None:
                 page.paste(picture.resize((panel, panel), Image.Resampling.LANCZOS), (left + GAP + j * (panel + GAP), y))

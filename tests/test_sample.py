@@ -68,6 +68,24 @@ def test_style_and_light_depend_on_their_numbers_only():
     assert light(0, 4, 1) == light(0, 4, 1) and light(0, 4, 1) != light(0, 4, 2) and light(0, 4, 1) != light(0, 5, 1)
 
 
+def test_cities_made_alike_share_what_a_group_shares_and_nothing_else_changes():
+    style = make_sample.city_style
+    groups = [[style(0, city, 3) for city in range(first, first + 3)] for first in (0, 3)]
+    for group in groups:
+        assert len({(city.kind, city.pattern, city.bend, city.every) for city in group}) == 1
+        assert len({city.angle for city in group}) == 3 and len({city.street for city in group}) == 3
+    assert groups[0][0].kind != groups[1][0].kind
+    assert style(0, 4, 1) == style(0, 4)
+
+
+def test_strength_of_the_light():
+    light = make_sample.site_light
+    exposure = {strength: [light(0, 0, site, strength).exposure for site in range(2)] for strength in (0, 1, 2)}
+    assert light(0, 4, 1, 1.0) == light(0, 4, 1) and np.ptp(exposure[0]) == 0
+    assert abs(np.ptp(exposure[2]) - 2 * np.ptp(exposure[1])) < 1e-9
+    assert min(light(0, city, site, 3).haze for city in range(4) for site in range(4)) >= 0
+
+
 def test_a_larger_sample_made_before_is_mentioned(sample):
     before = contents(sample)
     done = run(sample, "--cities", "1", "--sites", "2", "--workers", "1")
@@ -76,7 +94,7 @@ def test_a_larger_sample_made_before_is_mentioned(sample):
 
 
 @pytest.mark.parametrize("flags", ["--size 479", "--size 31000", "--size big", "--cities 0", "--cities 101", "--sites 1", "--rasters 0",
-                                   "--seed -1", "--workers 0", "--colour red"])
+                                   "--seed -1", "--workers 0", "--alike 0", "--light 4", "--colour red"])
 def test_bad_arguments(flags, tmp_path, capsys):
     out = tmp_path / "raw"
     with pytest.raises(SystemExit) as stop:

@@ -114,7 +114,7 @@ def test_run_leaves_what_the_design_says(data, finished):
     best, last = load(finished / "best.pth"), load(finished / "last.pth")
     assert best["epoch"] == 1 + np.argmax([float(row["val_accuracy"]) for row in rows])
     assert last["epoch"] == 2 and last["step"] == 0
-    assert set(last) == {"model", "arch", "classes", "mean", "std", "image_size", "patch_size", "stride", "epoch", "step", "metrics",
+    assert set(last) == {"model", "weights", "arch", "classes", "mean", "std", "image_size", "patch_size", "stride", "epoch", "step", "metrics",
                          "optimizer", "rng", "args", "versions"}
     assert last["classes"] == ["Aa (AAA)", "Bb (BBB)", "Cc (CCC)"] and last["image_size"] == 32
     config = json.loads((finished / "config.json").read_text())
@@ -243,7 +243,7 @@ def test_two_processes_test_like_one(data, finished, tmp_path):
     flags = ["--checkpoint", finished / "best.pth", "--data", data, "--split", "train"]
     torchrun("test_classification.py", *flags, "--out", tmp_path / "two")
     test_classification.main([str(flag) for flag in (*flags, "--out", tmp_path / "one")])
-    for name in ("metrics.json", "predictions.csv", "per_city.csv", "confusion_matrix.csv"):
+    for name in ("metrics.json", "predictions.csv", "per_city.csv", "confusion_matrix.csv", "similarity.csv", "nearest.csv"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
@@ -281,6 +281,29 @@ def test_results_of_a_test(data, finished):
         assert Image.open(out / f"{name}.png").size[0] > 400 and (out / f"{name}.pdf").read_bytes()[:4] == b"%PDF"
 
 
+def test_features_are_what_the_last_layer_sees(data, finished):
+    model, checkpoint = classifier.load_checkpoint(finished / "best.pth")
+    patch_set, cpu = patches.open_split(data, "test"), torch.device("cpu")
+    logits, features = classifier.evaluate(model, patch_set, cpu, torch.float32, features=True)
+    assert features.shape == (108, 512) and features.dtype == torch.float32 and not model.fc._forward_pre_hooks
+    assert torch.equal(logits, classifier.evaluate(model, patch_set, cpu, torch.float32))
+    torch.testing.assert_close(model.fc(features), logits)
+
+
+def test_tta_is_the_mean_over_the_eight_symmetries(data, finished, tmp_path):
+    model, checkpoint = classifier.load_checkpoint(finished / "best.pth")
+    patch_set, cpu = patches.open_split(data, "test_b"), torch.device("cpu")
+    logits, features = classifier.evaluate(model, patch_set, cpu, torch.float32, features=True, tta=True)
+    images = loader.normalise(torch.from_numpy(patch_set.read(np.arange(len(patch_set)))), classifier.MEAN, classifier.STD)
+    with torch.inference_mode():
+        views = [model(torch.rot90(view, k, (2, 3))).softmax(1) for view in (images, images.flip(3)) for k in range(4)]
+    torch.testing.assert_close(logits.exp(), torch.stack(views).mean(0), rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(logits.exp(), views[0], atol=1e-3) and features.shape == (60, 512)
+    test_classification.main(["--checkpoint", str(finished / "best.pth"), "--data", str(data), "--amp", "off", "--tta", "--out", str(tmp_path / "tta")])
+    figures = json.loads((tmp_path / "tta" / "metrics.json").read_text())
+    assert figures["tta"] and figures["accuracy"] == pytest.approx((logits.argmax(1).numpy() == patch_set.labels).mean())
+
+
 def test_probabilities_are_those_of_the_plain_model(data, finished, tmp_path):
     test_classification.main(["--checkpoint", str(finished / "best.pth"), "--data", str(data), "--split", "test_b", "--amp", "off", "--out", str(tmp_path)])
     checkpoint = load(finished / "best.pth")
@@ -293,16 +316,6 @@ def test_probabilities_are_those_of_the_plain_model(data, finished, tmp_path):
     rows = list(csv.DictReader(open(tmp_path / "predictions.csv")))
     assert [checkpoint["classes"][i] for i in probabilities.argmax(1)] == [row["predicted"] for row in rows]
     np.testing.assert_allclose(probabilities.amax(1), [float(row["probability"]) for row in rows], atol=1e-5)
-
-
-def test_figures_by_hand():
-    true, probabilities = np.array([0, 0, 0, 1, 2, 2]), np.eye(7)[[0, 0, 1, 1, 2, 0]] * 0.9 + np.linspace(0, 0.01, 7)
-    figures = test_classification.measure(true, probabilities.argmax(1), probabilities)
-    assert figures["accuracy"] == pytest.approx(4 / 6)
-    assert figures["balanced_accuracy"] == pytest.approx((2 / 3 + 1 + 1 / 2) / 3)
-    assert figures["top5_accuracy"] == pytest.approx(4 / 6)     # twice the true class ranks sixth or lower
-    rows = test_classification.per_city(true, probabilities.argmax(1), [f"City {c} ({c})" for c in "ABCDEFG"])
-    assert rows[0]["precision"] == pytest.approx(2 / 3) and rows[0]["most_confused_with"] == "City B (B)" and rows[1]["most_confused_with"] == ""
 
 
 # ------------------------------------------------------------------------------------------------------------------ wrong input

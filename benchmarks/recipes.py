@@ -1,0 +1,144 @@
+"""Do recipes keep what they learn? Trains each several times and compares the end of the runs, their swing and their time.
+
+    python -m benchmarks.recipes --out recipes/hard --rows published robust --test
+    python -m benchmarks.recipes --out recipes/hard --seeds 2
+    python -m benchmarks.recipes --raw data/raw --stride 120 --out recipes/own --rows published robust --test
+
+Without --raw a hard sample is drawn: twelve cities in three groups of four much alike, with other light and season at each site.
+Every row trains from scratch (or from --weights) at equal epochs and takes the last epoch, never a chosen one. The val accuracies decide
+what a recipe is made of; --test also measures the last epoch on test. What is finished is kept in <out>/runs.csv and not run again.
+"""
+import argparse
+import csv
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from scipy.stats import t as student
+
+import classifier
+import patches
+from cli import InputError, Parser, atomic, number, run, shown
+
+ROOT = Path(__file__).parent.parent
+ROBUST = ["--recipe", "robust"]
+ROWS = {
+    "published": [],
+    "robust": ROBUST,
+    # One ingredient less each.
+    "no decay of the rate": [*ROBUST, "--schedule", "constant"],
+    "no averaged weights": [*ROBUST, "--average", "0"],
+    "Adam, no weight decay": [*ROBUST, "--optimizer", "adam", "--weight-decay", "0"],
+    "no label smoothing": [*ROBUST, "--label-smoothing", "0"],
+    "no quarter turns": [*ROBUST, "--no-turns"],
+    "no light": [*ROBUST, "--light", "0"],
+    "no zoom, no rotation": [*ROBUST, "--zoom", "0", "--rotate", "0"],
+}
+COLUMNS = ("row", "seed", "val", "best_val", "swing", "test", "seconds", "cpu_seconds")
+
+
+def main(argv=None):
+    parser = Parser(__doc__)
+    parser.add_argument("--raw", default=None, help="folder of rasters; default: draw the hard sample")
+    parser.add_argument("--out", required=True, help="folder of the patch set, the runs and runs.csv")
+    parser.add_argument("--stride", type=number(least=1), default=240)
+    parser.add_argument("--image-size", type=number(least=1), default=80, help="small, so that many runs are affordable")
+    parser.add_argument("--arch", default="resnet18", choices=classifier.ARCHITECTURES)
+    parser.add_argument("--weights", default="none", help="none, or a file")
+    parser.add_argument("--epochs", type=number(least=5), default=12)
+    parser.add_argument("--batch-size", type=number(least=1), default=32)
+    parser.add_argument("--seeds", type=number(least=1), default=5)
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
+    parser.add_argument("--test", action="store_true", help="also measure the last epoch on test, once a run")
+    args = parser.parse_args(argv)
+    out = Path(args.out)
+    raw = Path(args.raw) if args.raw else out / "raw"
+    if not args.raw and not raw.is_dir():
+        call("data/make_sample.py", "--out", raw, "--cities", 12, "--alike", 4, "--light", 2, "--sites", 3, "--seed", 3)
+    call("preprocessing.py", "--raw", raw, "--out", out / "patches", "--stride", args.stride, "--image-size", args.image_size)
+
+    settings = {key: getattr(args, key) for key in ("raw", "stride", "image_size", "arch", "weights", "epochs", "batch_size")}
+    results = kept(out, settings)
+    for seed in range(args.seeds):      # seed by seed, so that what disturbs the machine for a while disturbs all rows
+        for row in args.rows:
+            done = next((result for result in results if result["row"] == row and result["seed"] == seed), None)
+            if done is None or args.test and done["test"] is None:
+                result = train(out, args, row, seed, done)
+                results = [other for other in results if other is not done] + [result]
+                keep(out, settings, results)
+                print("  ".join(f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}" for key, value in result.items()), flush=True)
+    print_table([result for result in results if result["row"] in args.rows and result["seed"] < args.seeds], args.rows)
+
+
+def train(out, args, row, seed, done):
+    """One run from its beginning, or from where it was interrupted: its figures as a dict of COLUMNS."""
+    folder = out / "runs" / f"{list(ROWS).index(row)}-{seed}"
+    flags = ["--data", out / "patches", "--run", folder, "--arch", args.arch, "--weights", args.weights, "--epochs", args.epochs,
+             "--batch-size", args.batch_size, "--seed", seed, *ROWS[row], "--resume"]
+    started, before = time.time(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    call("train_classification.py", *flags)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = {"seconds": time.time() - started, "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime}
+    with open(folder / "log.csv", newline="") as file:
+        val = [float(line["val_accuracy"]) for line in csv.DictReader(file)]
+    result = {"row": row, "seed": seed, "val": val[-1], "best_val": max(val), "swing": statistics.stdev(val[-5:]), "test": None,
+              **(spent if done is None else {key: done[key] for key in spent})}
+    if args.test:
+        device = classifier.pick_device("auto")
+        model, checkpoint = classifier.load_checkpoint(folder / "last.pth")
+        test = patches.open_split(out / "patches", "test")
+        logits = classifier.evaluate(model.to(device, memory_format=torch.channels_last), test, device, classifier.pick_dtype("auto", device))
+        result["test"] = (logits.argmax(1).numpy() == test.labels).mean().item()
+    return result
+
+
+def call(script, *flags):
+    done = subprocess.run([sys.executable, ROOT / script, *map(str, flags)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise InputError(f"{script}: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1]}")
+
+
+def kept(out, settings):
+    """The results of earlier calls. InputError if they were made with other settings."""
+    if not (out / "runs.json").is_file():
+        return []
+    content = json.loads((out / "runs.json").read_text())
+    if content["settings"] != settings:
+        raise InputError(f"{shown(out)}: holds runs with other settings, {content['settings']}; choose another --out")
+    return content["runs"]
+
+
+def keep(out, settings, results):
+    with atomic(out / "runs.json", "w") as file:
+        json.dump({"settings": settings, "runs": results}, file, indent=1)
+    with atomic(out / "runs.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(results)
+
+
+def interval(values):
+    """Mean and half the width of its 95 % interval (Student) over the seeds, as text."""
+    if len(values) < 2:
+        return f"{100 * values[0]:.1f}"
+    half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{100 * statistics.mean(values):.1f} ± {100 * half:.1f}"
+
+
+def print_table(results, rows):
+    print("\n| recipe | seeds | val, last epoch, % | test, last epoch, % | swing of val over the last five epochs | seconds | CPU seconds |\n|---|---|---|---|---|---|---|")
+    for row in rows:
+        runs = [result for result in results if result["row"] == row]
+        test = [result["test"] for result in runs if result["test"] is not None]
+        print(f"| {row} | {len(runs)} | {interval([result['val'] for result in runs])} | {interval(test) if test else ''} | "
+              f"{100 * statistics.mean(result['swing'] for result in runs):.1f} | {statistics.median(result['seconds'] for result in runs):.0f} | "
+              f"{statistics.median(result['cpu_seconds'] for result in runs):.0f} |")
+
+
+if __name__ == "__main__":
+    run(main)
