@@ -280,7 +280,7 @@ def training(work, sizes, device):
 
     def ours():
         started = waited(device)
-        train_classification.train_epoch(fast, fused, patch_set, order, 0, 0, [0.0, 0.0, 0], args, device, dtype, 0, lambda: False, None)
+        train_classification.train_epoch(fast, fused, None, patch_set, order, 0, 0, [0.0, 0.0, 0], args, device, dtype, 0, lambda: False, None)
         return (waited(device) - started) / len(order)
 
     batches = endless(lambda: image_folder(work, "train", batch, device))

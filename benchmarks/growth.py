@@ -1,0 +1,79 @@
+"""What grows with the data: start-up, memory, the order of an epoch, and the disk. Sets of empty files stand for the real ones.
+
+    python -m benchmarks.growth --regions 1600 16000 --out /scratch/growth        160000 is a hundred times the real data
+
+Each region is an array of 2240 x 2240 pixels as one raster of 4800 x 4800 gives; its file is sparse and takes no room on the disk.
+Prints seconds and memory: held (RssAnon, the process's own pages) and peak (VmHWM, the mapped files' pages as well), both beyond what Python
+and torch take. The disk is reckoned, not measured: what a patch in random order makes it read, at --disk GB a second.
+"""
+import argparse
+import csv
+import json
+import multiprocessing
+import time
+from pathlib import Path
+
+import numpy as np
+
+import patches
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--regions", type=int, nargs="+", default=[160, 1600])
+    parser.add_argument("--out", required=True, help="folder of the made-up sets, which stay")
+    parser.add_argument("--disk", type=float, default=2.0, help="GB a second of the simulated disk")
+    args = parser.parse_args()
+    for regions in args.regions:
+        folder = Path(args.out, str(regions))
+        make_set(folder, regions)
+        # A process of its own: what the one before it took would count.
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            print(json.dumps({"regions": regions, **pool.apply(grow, (folder, args.disk))}), flush=True)
+
+
+def make_set(folder, regions, cities=45):
+    """A patch set of so many train regions of 361 patches, in sparse files."""
+    if (folder / "dataset.json").exists():
+        return
+    names, rows = [f"City {i:02d} (C{i:02d})" for i in range(cities)], []
+    settings = {"format": patches.FORMAT, "patch_size": 480, "stride": 240, "image_size": 224}
+    for i in range(regions):
+        city = names[i % cities]
+        region = patches.Region(f"{city}/{i}/r.train", "train", city, str(i), f"{city}/{i}/r.jpg", 0, 0, 4800, 4800, 19, 19, f"arrays/{city}/{i}/r.train.npy")
+        file = folder / region.file
+        file.parent.mkdir(parents=True)
+        with open(file, "wb") as array:
+            np.lib.format.write_array_header_1_0(array, {"descr": "|u1", "fortran_order": False, "shape": (2240, 2240, 3)})
+            array.truncate(patches.array_bytes(19, 19, settings))
+        rows.append(region)
+    with open(folder / "regions.csv", "w", newline="") as file:
+        csv.writer(file).writerows([patches.Region._fields, *rows])
+    (folder / "dataset.json").write_text(json.dumps({**settings, "classes": names, "raw": "raw"}))
+
+
+def grow(folder, disk):
+    import loader       # torch, whose own memory is not what grows
+    before, peak, started = memory("RssAnon"), memory("VmHWM"), time.perf_counter()
+    patch_set = patches.open_split(folder, "train")
+    opened = time.perf_counter()
+    order = loader.epoch_order(patch_set.labels, 128, 0, 0)
+    ordered = time.perf_counter()
+    held = memory("RssAnon")
+    for indices in order[:50]:
+        patch_set.read(indices)
+    # What a patch makes the disk read: its rows are far apart in the file, so all between them as well.
+    touched = patch_set.image_size * 3 * patches.array_shape(1, 19, patch_set.description)[1]
+    return {"patches": len(patch_set), "open_s": round(opened - started, 2), "order_s": round(ordered - opened, 2), "held_MB": held - before,
+            "peak_MB": memory("VmHWM") - peak, "bytes_a_patch_from_disk": touched, "patches_a_second_from_disk": round(disk * 1e9 / touched),
+            "epoch_hours_from_disk": round(len(patch_set) * touched / disk / 3.6e12, 2),
+            "epoch_hours_in_one_sweep": round(patch_set.nbytes / disk / 3.6e12, 2)}
+
+
+def memory(kind):
+    """MB of this process, by /proc: RssAnon, RssFile or VmHWM."""
+    return next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith(f"{kind}:"))
+
+
+if __name__ == "__main__":
+    main()
