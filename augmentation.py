@@ -2,38 +2,28 @@
 
 Everything works on whole batches on the device, after loader.normalise; what is drawn is a pure function of seed, epoch and step.
 """
-import math
 from functools import lru_cache
 
 import numpy as np
 import torch
-from torch.nn.functional import affine_grid, grid_sample
 
 
 def draw(batch_size, seed, epoch, step):
     """Uniform random numbers in 0 .. 1, a dict of float32 arrays (batch_size, ...), whatever is made of them: a pure function of the arguments."""
     rng = np.random.default_rng([seed, epoch, step, 2])
-    shapes = {"turn": (), "brightness": (), "contrast": (), "saturation": (), "cast": (3,), "haze": (), "zoom": (), "rotate": ()}
+    shapes = {"turn": (), "brightness": (), "contrast": (), "saturation": (), "cast": (3,), "haze": ()}
     return {key: rng.random((batch_size, *shape), dtype=np.float32) for key, shape in shapes.items()}
 
 
-def augment(images, drawn, mean, std, turns=False, light=0.0, zoom=0.0, rotate=0.0):
+def augment(images, drawn, mean, std, turns=False, light=0.0):
     """Change each image of a normalised batch (n, 3, h, w), float32, in its own way. Returns a batch of the same shape.
 
     drawn: the rows of draw() for these images, as tensors on their device. turns: half of the images are mirrored at the diagonal, which with flips to both sides
     gives all eight symmetries of the square. light: strength of the changes of brightness, contrast, saturation, colour cast and haze,
-    1 for what differs between sites and dates; 0 leaves them out. zoom: up to this share larger or smaller. rotate: up to so many
-    degrees to either side; what comes in at the edges is mirrored.
+    1 for the strongest that occur between sites and dates; 0 leaves them out.
     """
     if turns:
         images = torch.where((drawn["turn"] < 0.5)[:, None, None, None], channels_last(images.transpose(2, 3)), images)
-    if zoom or rotate:
-        scale = torch.exp(spread(drawn["zoom"], math.log1p(zoom)))
-        angle = spread(drawn["rotate"], math.radians(rotate))
-        cos, sin, none = scale * angle.cos(), scale * angle.sin(), torch.zeros_like(scale)
-        theta = torch.stack([cos, -sin, none, sin, cos, none], 1).view(-1, 2, 3)
-        grid = affine_grid(theta, images.shape, align_corners=False)
-        images = channels_last(grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False))
     if light:
         images = relight(images, drawn, mean, std, light)
     return images

@@ -27,7 +27,7 @@ SIZES = ((224, 80), (192, 76), (160, 72), (128, 64), (96, 50))      # side of a 
 # recipe is another, and what config.json says besides flags.
 PLAIN = {"recipe": "published", "amp": "auto", "device": "auto", "seed": 0, "balanced": True, "compile": False, "deterministic": False}
 PUBLISHED = {"optimizer": "adam", "weight_decay": 0.0, "schedule": "constant", "average": 0.0, "label_smoothing": 0.0, "flips": True,
-             "turns": False, "light": 0.0, "zoom": 0.0, "rotate": 0.0}
+             "turns": False, "light": 0.0}
 NO_FLAGS = ("dtype", "data_set", "device_name", "threads", "processes", "versions")
 
 

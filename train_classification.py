@@ -38,9 +38,9 @@ import matplotlib.pyplot as plt
 # Two sets of defaults; every flag can still be set on its own.
 RECIPES = {
     "published": dict(optimizer="adam", lr=1e-3, weight_decay=0.0, schedule="constant", average=0.0, label_smoothing=0.0,
-                      flips=True, turns=False, light=0.0, zoom=0.0, rotate=0.0),
+                      flips=True, turns=False, light=0.0),
     "robust": dict(optimizer="adamw", lr=1e-3, weight_decay=0.05, schedule="cosine", average=1.0, label_smoothing=0.1,
-                   flips=True, turns=True, light=1.0, zoom=0.2, rotate=10.0),
+                   flips=True, turns=True, light=0.3),
 }
 WARM_UP = 0.1       # share of the steps in which the learning rate rises, with --schedule cosine
 COLUMNS = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
@@ -54,7 +54,7 @@ def arguments(argv=None):
     parser.add_argument("--weights", default="imagenet", help="imagenet (IMAGENET1K_V1), imagenet-v2, none, or a file")
     parser.add_argument("--epochs", type=number(least=1), default=100)
     parser.add_argument("--batch-size", type=number(least=1), default=128)
-    parser.add_argument("--recipe", default="published", choices=RECIPES, help="the defaults of the flags from --optimizer to --rotate")
+    parser.add_argument("--recipe", default="published", choices=RECIPES, help="the defaults of the flags from --optimizer to --light")
     parser.add_argument("--optimizer", choices=("adam", "adamw", "sgd"), help="sgd: with momentum 0.9")
     parser.add_argument("--lr", type=number(float, above=0, most=100), help="learning rate, the highest one of the schedule")
     parser.add_argument("--weight-decay", type=number(float, least=0, most=100))
@@ -64,9 +64,7 @@ def arguments(argv=None):
     parser.add_argument("--label-smoothing", type=number(float, least=0, most=0.9))
     parser.add_argument("--flips", action=argparse.BooleanOptionalAction, help="random left-right and up-down flips")
     parser.add_argument("--turns", action=argparse.BooleanOptionalAction, help="random quarter turns: with flips, the eight symmetries of a square")
-    parser.add_argument("--light", type=number(float, least=0, most=2), help="strength of random changes of brightness, contrast, colour and haze; 1 as between sites and dates")
-    parser.add_argument("--zoom", type=number(float, least=0, most=1), help="randomly up to this share larger or smaller")
-    parser.add_argument("--rotate", type=number(float, least=0, most=180), metavar="DEGREES", help="randomly rotated by up to so much")
+    parser.add_argument("--light", type=number(float, least=0, most=2), help="strength of random changes of brightness, contrast, colour and haze; 1 is much")
     parser.add_argument("--balanced", action=argparse.BooleanOptionalAction, default=True, help="draw classes equally often")
     parser.add_argument("--amp", default="auto", choices=("auto", "bf16", "off"), help="auto: bf16 where the device is fast at it")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network")
@@ -208,9 +206,9 @@ def train_epoch(network, optimizer, average, train, order, epoch, step, sums, ar
             flipped = loader.flips(order.shape[1], args.seed, epoch, step)[:, share]
             flipped = loader.to_device(flipped, device) if args.flips else None
             images = loader.normalise(images, classifier.MEAN, classifier.STD, flipped)
-            if args.turns or args.light or args.zoom or args.rotate:
+            if args.turns or args.light:
                 drawn = {key: loader.to_device(values[share], device) for key, values in augmentation.draw(order.shape[1], args.seed, epoch, step).items()}
-                images = augmentation.augment(images, drawn, classifier.MEAN, classifier.STD, args.turns, args.light, args.zoom, args.rotate)
+                images = augmentation.augment(images, drawn, classifier.MEAN, classifier.STD, args.turns, args.light)
             with classifier.autocast(device, dtype):
                 logits = network(images)
                 loss = cross_entropy(logits, labels, label_smoothing=args.label_smoothing)

@@ -37,7 +37,6 @@ ROWS = {
     "no label smoothing": [*ROBUST, "--label-smoothing", "0"],
     "no quarter turns": [*ROBUST, "--no-turns"],
     "no light": [*ROBUST, "--light", "0"],
-    "no zoom, no rotation": [*ROBUST, "--zoom", "0", "--rotate", "0"],
 }
 COLUMNS = ("row", "seed", "val", "best_val", "swing", "test", "seconds", "cpu_seconds")
 
@@ -59,7 +58,7 @@ def main(argv=None):
     out = Path(args.out)
     raw = Path(args.raw) if args.raw else out / "raw"
     if not args.raw and not raw.is_dir():
-        call("data/make_sample.py", "--out", raw, "--cities", 12, "--alike", 4, "--light", 2, "--sites", 3, "--seed", 3)
+        call("data/make_sample.py", "--out", raw, "--cities", 12, "--alike", 4, "--light", 1.5, "--sites", 3, "--seed", 3)
     call("preprocessing.py", "--raw", raw, "--out", out / "patches", "--stride", args.stride, "--image-size", args.image_size)
 
     settings = {key: getattr(args, key) for key in ("raw", "stride", "image_size", "arch", "weights", "epochs", "batch_size")}
