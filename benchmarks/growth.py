@@ -4,7 +4,7 @@
 
 Each region is an array of 2240 x 2240 pixels as one raster of 4800 x 4800 gives; its file is sparse and takes no room on the disk.
 Prints seconds and memory: held (RssAnon, the process's own pages) and peak (VmHWM, the mapped files' pages as well), both beyond what Python
-and torch take. The disk is reckoned, not measured: what a patch in random order makes it read, at --disk GB a second.
+and torch take. The disk is simulated: a read returns no sooner than a disk of --disk GB a second could have read what the patches lie in.
 """
 import argparse
 import csv
@@ -53,7 +53,7 @@ def make_set(folder, regions, cities=45):
 
 
 def grow(folder, disk):
-    import loader       # torch, whose own memory is not what grows
+    import loader       # and torch, whose own memory is not what grows
     before, peak, started = memory("RssAnon"), memory("VmHWM"), time.perf_counter()
     patch_set = patches.open_split(folder, "train")
     opened = time.perf_counter()
@@ -64,10 +64,30 @@ def grow(folder, disk):
         patch_set.read(indices)
     # What a patch makes the disk read: its rows are far apart in the file, so all between them as well.
     touched = patch_set.image_size * 3 * patches.array_shape(1, 19, patch_set.description)[1]
+    rate = rate_from_disk(patch_set, order[50:90], touched, disk)
     return {"patches": len(patch_set), "open_s": round(opened - started, 2), "order_s": round(ordered - opened, 2), "held_MB": held - before,
-            "peak_MB": memory("VmHWM") - peak, "bytes_a_patch_from_disk": touched, "patches_a_second_from_disk": round(disk * 1e9 / touched),
-            "epoch_hours_from_disk": round(len(patch_set) * touched / disk / 3.6e12, 2),
+            "peak_MB": memory("VmHWM") - peak, "bytes_a_patch_from_disk": touched, "patches_a_second_from_disk": round(rate),
+            "epoch_hours_from_disk": round(len(patch_set) / rate / 3600, 2),
             "epoch_hours_in_one_sweep": round(patch_set.nbytes / disk / 3.6e12, 2)}
+
+
+def rate_from_disk(patch_set, order, touched, disk):
+    """Patches a second that reach the network's loop if nothing is cached and the disk reads so many GB a second."""
+    import loader
+    import torch
+    read, free = patch_set.read, time.perf_counter()        # free: when the disk has done what it was asked for
+
+    def from_disk(indices, out=None):
+        nonlocal free
+        free = max(free, time.perf_counter()) + touched * len(indices) / (disk * 1e9)
+        batch = read(indices, out)
+        time.sleep(max(0, free - time.perf_counter()))
+        return batch
+    patch_set.read = from_disk
+    started = time.perf_counter()
+    for _ in loader.batches(patch_set, order, torch.device("cpu"), where="files"):
+        pass
+    return order.size / (time.perf_counter() - started)
 
 
 def memory(kind):
