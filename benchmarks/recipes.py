@@ -1,8 +1,8 @@
 """Do recipes keep what they learn? Trains each several times and compares the end of the runs, their swing and their time.
 
     python -m benchmarks.recipes --out recipes/hard --rows published robust --test
-    python -m benchmarks.recipes --out recipes/hard --seeds 2
-    python -m benchmarks.recipes --raw data/raw --stride 120 --out recipes/own --rows published robust --test
+    python -m benchmarks.recipes --out recipes/ablation --seeds 1 --epochs 12
+    python -m benchmarks.recipes --raw data/raw --stride 120 --image-size 80 --epochs 12 --out recipes/own --rows published robust --test
 
 Without --raw a hard sample is drawn: twelve cities in three groups of four much alike, with other light and season at each site.
 Every row trains from scratch (or from --weights) at equal epochs and takes the last epoch, never a chosen one. The val accuracies decide
@@ -46,10 +46,10 @@ def main(argv=None):
     parser.add_argument("--raw", default=None, help="folder of rasters; default: draw the hard sample")
     parser.add_argument("--out", required=True, help="folder of the patch set, the runs and runs.csv")
     parser.add_argument("--stride", type=number(least=1), default=240)
-    parser.add_argument("--image-size", type=number(least=1), default=80, help="small, so that many runs are affordable")
+    parser.add_argument("--image-size", type=number(least=1), default=64, help="small, so that many runs are affordable")
     parser.add_argument("--arch", default="resnet18", choices=classifier.ARCHITECTURES)
     parser.add_argument("--weights", default="none", help="none, or a file")
-    parser.add_argument("--epochs", type=number(least=5), default=12)
+    parser.add_argument("--epochs", type=number(least=5), default=20)
     parser.add_argument("--batch-size", type=number(least=1), default=32)
     parser.add_argument("--seeds", type=number(least=1), default=5)
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)

@@ -130,4 +130,5 @@ def test_what_grows(tmp_path):
     growth.make_set(tmp_path / "set", 90)
     found = growth.grow(tmp_path / "set", 2.0)
     assert found["patches"] == 90 * 361
-    assert found["bytes_a_patch_from_disk"] == 224 * 2240 * 3 and found["patches_a_second_from_disk"] == 1329
+    assert found["bytes_a_patch_from_disk"] == 224 * 2240 * 3
+    assert 0 < found["patches_a_second_from_disk"] <= 1.05 * 2e9 / found["bytes_a_patch_from_disk"]
