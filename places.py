@@ -82,9 +82,9 @@ def compare(paths, model, checkpoint, classes, device, dtype, out):
                 figure = next(name for name in (f"{file.stem}{number}.jpg" for number in ("", *(f"_{k}" for k in range(2, len(files) + 2)))) if name not in names)
                 names.add(figure)
                 with atomic(out / figure, sync=False) as opened:
-                    draw(raster, by_place(corners, probabilities, pixels.shape, image_size, step), codes, shown(file.name)).save(opened, "JPEG", quality=88)
+                    draw(raster, by_place(corners, probabilities, pixels.shape, image_size, step), codes, shown(Path(*file.parts[-3:]))).save(opened, "JPEG", quality=88)
             found = ranked(probabilities.mean(0), np.bincount(best, minlength=len(classes)) / len(best))
-            say(file.name, len(best), found, codes, bar)
+            say(str(file), len(best), found, codes, bar)
             rows += as_rows(file, len(best), found, classes, codes, figure)
             sums, votes, count = sums + probabilities.sum(0), votes + np.bincount(best, minlength=len(classes)), count + len(best)
             bar.update(width * height / 1e6)
@@ -131,7 +131,9 @@ def ranked(probability, share):
 
 def say(name, count, found, codes, bar=None):
     text = "  ".join(f"{shown(codes[city])} {100 * probability:.1f} % ({100 * share:.0f} %)" for city, probability, share in found)
-    (bar.write if bar is not None else print)(f"{shown(name):<40}{count:>8}   {text}")
+    name = shown(name)
+    name = name if len(name) < 40 else f"...{name[-36:]}"     # rasters of different sites often have the same name: their folder tells them apart
+    (bar.write if bar is not None else print)(f"{name:<40}{count:>8}   {text}")
 
 
 def as_rows(file, count, found, classes, codes, figure):
