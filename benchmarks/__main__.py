@@ -1,6 +1,6 @@
 """What this project costs beside plain torchvision, and beside what the machine could do at best.
 
-    python -m benchmarks                            about ten minutes on two cores
+    python -m benchmarks                            about four minutes on two cores
     python -m benchmarks --quick                    about a minute: small rasters, small batches, few rounds
     python -m benchmarks --json FILE --device cuda
 
@@ -48,7 +48,7 @@ MEAN, STD = classifier.MEAN, classifier.STD
 def main(argv=None):
     parser = Parser(__doc__)
     parser.add_argument("--json", metavar="FILE", help="also write all figures here")
-    parser.add_argument("--quick", action="store_true", help="a minute instead of ten; the ratios are rougher")
+    parser.add_argument("--quick", action="store_true", help="a minute instead of four; the ratios are rougher")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--only", nargs="+", choices=tuple(PARTS), default=list(PARTS), help="leave the others out")
     args = parser.parse_args(argv)
@@ -56,7 +56,7 @@ def main(argv=None):
     torch.set_num_threads(CORES)
     classifier.keep_memory(device)      # plain gains by it, too
     # A network on a GPU is fed more at a time, as one does there.
-    sizes = argparse.Namespace(rasters=8, rounds=1, batch=4, images=16, steps=1, quick=True) if args.quick else \
+    sizes = argparse.Namespace(rasters=8, rounds=3, batch=16, images=32, steps=1, quick=True) if args.quick else \
         argparse.Namespace(rasters=24, rounds=3, batch=64, images=128, steps=1, quick=False)
     if device.type == "cuda" and not args.quick:
         sizes.batch, sizes.steps = 256, 20
@@ -362,7 +362,7 @@ def evaluation(work, sizes, device):
 
 
 def saliency(work, sizes, device):
-    return relevance_cam.measure(batch=2 if sizes.rounds == 1 else 8, device=str(device), rounds=1 if sizes.rounds == 1 else 3)
+    return relevance_cam.measure(batch=2 if sizes.quick else 8, device=str(device), rounds=1 if sizes.quick else 3)
 
 
 # ------------------------------------------------------------------------------------------------------------ limits
