@@ -8,7 +8,6 @@ The defaults are the published recipe: ImageNet weights, Adam at a constant 1e-3
 classes drawn equally often. --recipe robust sets other defaults, see RECIPES. Writes last.pth, best.pth (by validation accuracy), log.csv, config.json and curves.png.
 """
 import argparse
-import csv
 import json
 import math
 import os
@@ -29,7 +28,7 @@ import classifier
 import distributed
 import loader
 import patches
-from cli import InputError, Parser, atomic, clear_leftovers, number, run, shown
+from cli import InputError, Parser, atomic, clear_leftovers, number, run, shown, write_rows
 from distributed import RANK, WORLD
 
 matplotlib.use("Agg")
@@ -311,10 +310,7 @@ def write_config(folder, settings, device):
 
 def write_history(folder, history):
     """log.csv and curves.png, each epoch once, whatever was there."""
-    with atomic(folder / "log.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(history)
+    write_rows(folder / "log.csv", COLUMNS, ([row[column] for column in COLUMNS] for row in history))
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     epochs = [row["epoch"] for row in history]
     for axis, name in zip(axes, ("loss", "accuracy")):

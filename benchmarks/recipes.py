@@ -23,7 +23,7 @@ from scipy.stats import t as student
 
 import classifier
 import patches
-from cli import InputError, Parser, atomic, number, run, shown
+from cli import InputError, Parser, atomic, number, run, shown, write_rows
 
 ROOT = Path(__file__).parent.parent
 ROBUST = ["--recipe", "robust"]
@@ -115,10 +115,7 @@ def kept(out, settings):
 def keep(out, settings, results):
     with atomic(out / "runs.json", "w") as file:
         json.dump({"settings": settings, "runs": results}, file, indent=1)
-    with atomic(out / "runs.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(results)
+    write_rows(out / "runs.csv", COLUMNS, ([result[column] for column in COLUMNS] for result in results))
 
 
 def interval(values):
