@@ -114,7 +114,7 @@ def main(argv=None):
         classifier.load_state(model, begun.get("weights") or begun["model"], shown(folder / "last.pth"))
     model = model.to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(args, model)
-    steps = len(loader.epoch_order(train.labels, args.batch_size, args.seed, 0, args.balanced))
+    steps = len(train) // min(args.batch_size, len(train))      # of an epoch
     average = moving_average(model, args.average * steps) if args.average else None
     if begun and average:
         classifier.load_state(average.module, begun["model"], shown(folder / "last.pth"))
@@ -146,7 +146,7 @@ def main(argv=None):
         f"{len(train)} train and {len(val)} val patches of {len(train.classes)} cities", flush=True)
 
     def average_batch_norms():
-        for network in {model, trained}:
+        for network in dict.fromkeys((model, trained)):     # in the same order in all processes
             distributed.average_batch_norm(network)
 
     def save(names, epoch, step, sums):
