@@ -1,6 +1,7 @@
-"""What all command lines here share: errors that are the user's to mend, and outputs that are whole or not there."""
+"""What all command lines here share: errors that are the user's to mend, outputs that are whole or not there, and memory."""
 import argparse
 import csv
+import ctypes
 import errno
 import os
 import sys
@@ -92,6 +93,14 @@ def write_rows(path, header, rows):
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
+
+
+def keep_memory():
+    """Have the C library (glibc) keep freed memory for the next image or batch: fresh memory from the system costs a fifth of a
+    training step, a seventh of tiling a raster."""
+    with suppress(OSError, AttributeError):     # another C library: it does as it likes
+        for setting, value in ((-3, 2 ** 25), (-3, 2 ** 30), (-1, 2 ** 31 - 1)):    # M_MMAP_THRESHOLD, as far as this glibc goes, M_TRIM_THRESHOLD
+            ctypes.CDLL(None).mallopt(setting, value)
 
 
 def clear_leftovers(folder):

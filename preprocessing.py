@@ -32,16 +32,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
 
-# Pillow keeps the memory of images that are done with for the next one: fresh memory from the system costs a quarter of decoding.
-# It reads this when it is imported; 16 blocks of 16 MB are what a raster of 4800 x 4800 pixels and its reductions take.
-os.environ.setdefault("PILLOW_BLOCKS_MAX", "16")
-
 import numpy as np
 import PIL
 from tqdm import tqdm
 
 import patches
-from cli import InputError, Parser, atomic, number, run, shown
+from cli import InputError, Parser, atomic, keep_memory, number, run, shown
 from patches import Region
 
 JPEG_QUALITY = 95
@@ -74,6 +70,7 @@ def shard(text):
 
 def main(argv=None):
     args = arguments(argv)
+    keep_memory()
     patches.scaled_stride(args.patch_size, args.stride, args.image_size)
     raw, out = Path(args.raw), Path(args.out)
     settings = {"format": patches.FORMAT, "patch_size": args.patch_size, "stride": args.stride, "image_size": args.image_size}

@@ -31,7 +31,7 @@ import places
 import portraits
 import report
 import similarity
-from cli import InputError, Parser, atomic, clear_leftovers, number, run, shown, write_rows
+from cli import InputError, Parser, atomic, clear_leftovers, keep_memory, number, run, shown, write_rows
 from distributed import RANK
 
 matplotlib.use("Agg")
@@ -56,7 +56,7 @@ def main(argv=None):
     args = arguments(argv)
     device = classifier.pick_device(distributed.join(args.device))
     dtype = classifier.pick_dtype(args.amp, device)
-    classifier.keep_memory(device)
+    keep_memory()
     model, checkpoint = classifier.load_checkpoint(args.checkpoint)
     if args.images:
         compare_places(args, model, checkpoint, device, dtype)
@@ -79,7 +79,7 @@ def main(argv=None):
     if not logits.isfinite().all():
         raise InputError(f"{shown(args.checkpoint)}: computes values that are not finite in {str(dtype).removeprefix('torch.')}"
                          f"{'; try --amp off' if dtype == torch.bfloat16 else ''}")
-    true, rasters = patch_set.labels, [patch_set.raster(i) for i in range(len(patch_set))]
+    true, rasters = patch_set.labels.astype(np.int64), [patch_set.raster(i) for i in range(len(patch_set))]
     figures = {"loss": cross_entropy(logits, torch.from_numpy(true)).item(),
                "device": str(device), "dtype": str(dtype).removeprefix("torch."), "checkpoint": str(args.checkpoint),
                "epoch": checkpoint["epoch"], "arch": checkpoint["arch"], "data": str(args.data), "split": args.split, "tta": args.tta,
