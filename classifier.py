@@ -1,9 +1,8 @@
 """The model: which networks, their weights, checkpoints in and out, and the evaluation loop. No other module knows."""
-import ctypes
 import math
 import platform
 import subprocess
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import PIL
 import torch
 import torchvision
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 import augmentation
@@ -259,14 +259,6 @@ def pick_device(name):
     return device
 
 
-def keep_memory(device):
-    """On a CPU, have the C library (glibc) keep what one step frees for the next: fresh memory from the system costs a fifth of a step."""
-    if device.type == "cpu":
-        with suppress(OSError, AttributeError):     # another C library: it does as it likes
-            for setting, value in ((-3, 2 ** 30), (-1, 2 ** 31 - 1)):       # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-                ctypes.CDLL(None).mallopt(setting, value)
-
-
 def pick_dtype(amp, device):
     """The precision to compute in: torch.bfloat16 (by autocast) or torch.float32. auto takes bf16 where the device is fast at it."""
     if amp == "auto":
@@ -283,9 +275,10 @@ def autocast(device, dtype):
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
-def evaluate(model, patch_set, device, dtype, mean=MEAN, std=STD, workers=0, desc="evaluating", stop=lambda: False, features=False, tta=False):
+def evaluate(model, patch_set, device, dtype, mean=MEAN, std=STD, workers=0, desc="evaluating", stop=lambda: False, features=False, tta=False, score=False):
     """Logits of every patch, once, in the set's order: float32 tensor (N, classes) on the CPU. The model is left in eval mode.
 
+    score: keep of each patch its loss and whether it is right (1 or 0) in place of the logits, which are large: (N, 2).
     features: give (logits, features) instead, the latter what the last layer is given, float32 (N, D) on the CPU.
     tta: of the eight symmetries of each patch the mean probabilities (as their logarithms) and the mean features.
 
@@ -294,30 +287,30 @@ def evaluate(model, patch_set, device, dtype, mean=MEAN, std=STD, workers=0, des
     """
     model.eval()
     batch_size = 512 if device.type == "cuda" else 64
-    order = np.array_split(np.arange(len(patch_set)), range(batch_size, len(patch_set), batch_size))
-    mine = order[RANK::WORLD]
-    images = loader.batches(patch_set, mine, device, workers)
-    logits = torch.zeros(len(patch_set), len(patch_set.classes), device=device)
+    order = [range(first, min(first + batch_size, len(patch_set))) for first in range(0, len(patch_set), batch_size)]
+    batches = loader.batches(patch_set, order[RANK::WORLD], device, workers)
+    kept = torch.zeros(len(patch_set), 2 if score else len(patch_set.classes), device=device)
     seen = torch.zeros(len(patch_set), model.fc.in_features if features else 0, device=device)
 
     def keep(layer, inputs):
-        seen[batch[0]:batch[-1] + 1] += inputs[0].float() / len(views)
+        seen[batch.start:batch.stop] += inputs[0].float() / len(views)
     with torch.inference_mode(), autocast(device, dtype), model.fc.register_forward_pre_hook(keep) if features else nullcontext(), \
             tqdm(total=len(patch_set), desc=desc, unit=" patches", disable=None if RANK == 0 else True, leave=False) as bar:
         for i in range(0, len(order), WORLD):
             if i + RANK < len(order):       # else the others still have one
                 batch = order[i + RANK]
-                views = [loader.normalise(next(images)[0], mean, std)]
+                images, labels = next(batches)
+                views = [loader.normalise(images, mean, std)]
                 if tta:
                     views = list(augmentation.symmetries(views[0]))
-                found = [model(view).float() for view in views]
-                if tta:
-                    found = [torch.stack(found).log_softmax(2).logsumexp(0) - math.log(len(views))]
-                logits[batch[0]:batch[-1] + 1] = found[0]
+                logits = [model(view).float() for view in views]
+                logits = torch.stack(logits).log_softmax(2).logsumexp(0) - math.log(len(views)) if tta else logits[0]
+                kept[batch.start:batch.stop] = logits if not score else \
+                    torch.stack([cross_entropy(logits, labels, reduction="none"), (logits.argmax(1) == labels).float()], 1)
             bar.update(sum(map(len, order[i:i + WORLD])))
             if stop():
                 return None
-        return (total(logits).cpu(), total(seen).cpu()) if features else total(logits).cpu()
+        return (total(kept).cpu(), total(seen).cpu()) if features else total(kept).cpu()
 
 
 @lru_cache

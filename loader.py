@@ -15,17 +15,19 @@ def epoch_order(labels, batch_size, seed, epoch, balanced=True):
     from the start; else every patch is drawn once. What does not fill a last batch is left out of this epoch.
     """
     rng = np.random.default_rng([seed, epoch])
+    whole = np.int32 if len(labels) < 2 ** 31 else np.int64     # of tens of millions of patches half the memory
     if balanced:
         classes = np.unique(labels)
         shares = np.full(len(classes), len(labels) // len(classes))
         shares[rng.permutation(len(classes))[:len(labels) % len(classes)]] += 1
-        order, filled = np.empty(len(labels), np.int32 if len(labels) < 2 ** 31 else np.int64), 0      # tens of millions: half the memory
+        order, filled = np.empty(len(labels), whole), 0
         for label, share in zip(classes, shares):
             order[filled:filled + share] = _cycled(np.flatnonzero(labels == label), share, rng)
             filled += share
         rng.shuffle(order)
     else:
-        order = rng.permutation(len(labels))
+        order = np.arange(len(labels), dtype=whole)
+        rng.shuffle(order)
     batch_size = min(batch_size, len(order))
     steps = len(order) // batch_size
     return order[:steps * batch_size].reshape(steps, batch_size)

@@ -36,7 +36,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")       # of odd metadata, and 
 FORMAT = 1
 SPLITS = ("train", "val", "test", "test_b")
 IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
-KEPT_BYTES = 128 * 2 ** 20  # of a split's arrays that may count as memory of the process that reads patches
+KEPT_BYTES = 64 * 2 ** 20   # of a split's arrays that may count as memory of the process that reads patches; a training run has two
 FORMATS = ("JPEG", "PNG", "TIFF")   # nothing else is tried, whatever a file's name: Pillow would start Ghostscript for some
 
 
@@ -134,7 +134,7 @@ def open_split(root, split, image_size=None):
 
     image_size: side of a patch in pixels; None takes the set's own, 224 for a JPEG folder. InputError if this is no whole
     patch set, if it lacks the split, or if its patches have another size.
-    The result has: classes (list of city names), labels (N,) int64 (int16 beyond 2 ** 24 patches), len(), name(i), read(indices), original(i),
+    The result has: classes (list of city names), labels (N,) uint8 (uint16 beyond 256 cities), len(), name(i), read(indices), original(i),
     image_size, patch_size, stride (None where a JPEG folder does not say), default_workers (processes that reading is worth).
     """
     root = Path(root)
@@ -167,16 +167,22 @@ def load_description(root):
     return description
 
 
-def load_regions(root):
-    """The rows of regions.csv."""
+def load_regions(root, split=None):
+    """The rows of regions.csv, of one split or of all."""
     file = Path(root) / "regions.csv"
     whole = ("x", "y", "width", "height", "rows", "cols")
+    same = {}       # one object for what many rows say: of hundreds of thousands of rows a third of the memory
     try:
         with open(file, newline="", encoding="utf-8") as lines:
-            return [Region(**{key: int(value) if key in whole else value for key, value in row.items()})
-                    for row in csv.DictReader(lines)]
-    except (OSError, TypeError, ValueError, csv.Error) as error:
+            rows = ({key: int(value) if key in whole else value for key, value in row.items()} for row in csv.DictReader(lines))
+            return [Region(**{key: same.setdefault(value, value) for key, value in row.items()}) for row in rows if split in (None, row["split"])]
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise InputError(f"{shown(file)}: cannot be read ({shown(error)}); run preprocessing.py again") from None
+
+
+def label_type(classes):
+    # Small: labels of tens of millions of patches would else be much of what a training run takes besides its network.
+    return np.min_scalar_type(len(classes) - 1)
 
 
 def array_shape(rows, cols, description):
@@ -210,7 +216,7 @@ class ArrayPatches:
             raise InputError(f"{shown(root)}: its patches are {self.image_size} pixels wide, {image_size} are asked for; "
                              f"make a set with preprocessing.py --image-size {image_size}")
         self.step = scaled_stride(self.patch_size, self.stride, self.image_size)
-        self.regions = [region for region in load_regions(root) if region.split == split.removesuffix("_b")]
+        self.regions = load_regions(root, split.removesuffix("_b"))
         counts = np.array([region.rows * region.cols for region in self.regions], dtype=np.int64)
         self._first = np.concatenate([[0], np.cumsum(counts)])      # flat index of each region's first patch
         self._cols = np.array([region.cols for region in self.regions], dtype=np.int64)
@@ -218,14 +224,12 @@ class ArrayPatches:
         number = {city: i for i, city in enumerate(self.classes)}
         if not {region.city for region in self.regions} <= number.keys():
             raise InputError(f"{shown(root)}: regions.csv has cities that dataset.json has not; run preprocessing.py again")
-        # Of tens of millions of patches 64 bits each would be a third of what a training run may take besides its network.
-        labels = np.array([number[region.city] for region in self.regions], dtype=np.int64 if counts.sum() < 2 ** 24 else np.int16)
+        labels = np.array([number[region.city] for region in self.regions], label_type(self.classes))
         self.labels = np.repeat(labels, counts) if self._subset is None else labels[self._locate(np.arange(len(self)))[0]]
         if not len(self):
             raise InputError(f"{shown(root)}: no patches in {split}")
         self._check_files()
         _allow_open_files(len(self.regions))
-        self._files = [f"{self.root}/{region.file}" for region in self.regions]
         self.nbytes = sum(array_bytes(region.rows, region.cols, description) for region in self.regions)    # of the arrays
         self._mapped, self._touched, self._from_disk = {}, 0, True
 
@@ -277,11 +281,11 @@ class ArrayPatches:
         before = _blocks_read()
         if self._from_disk:     # ask for all of them, in the disk's order: twice as fast as one after the other where they are first used
             for region, row in sorted({place[:2] for place in places}):
-                mapped, array = _map(self._files[region])
+                mapped, array = self._map(region)
                 start = (128 + row * step * array.strides[0]) // mmap.PAGESIZE * mmap.PAGESIZE
                 mapped.madvise(mmap.MADV_WILLNEED, start, 128 + (row * step + size) * array.strides[0] - start)
         for i, (region, row, col) in enumerate(places):
-            mapped, array = _map(self._files[region])
+            mapped, array = self._map(region)
             batch[i] = array[row * step:row * step + size, col * step:col * step + size]
             if self.nbytes > KEPT_BYTES:
                 self._mapped[region] = mapped
@@ -291,6 +295,9 @@ class ArrayPatches:
         self._from_disk = _blocks_read() > before
         return batch
 
+    def _map(self, region):
+        return _map(f"{self.root}/{self.regions[region].file}")
+
     def _give_back(self):
         # The system keeps the pages as long as it has room, but they no longer count as this process's memory.
         for mapped in self._mapped.values():
@@ -299,8 +306,8 @@ class ArrayPatches:
 
     def region_arrays(self):
         """The array of each region, uint8 (H, W, 3), read one after the other."""
-        for file in self._files:
-            yield np.load(file)
+        for region in self.regions:
+            yield np.load(self.root / region.file)
 
     def corners(self, indices):
         """(region, y, x) of patches, int64 (n,) each: the number of the region, and the upper-left pixel in its array."""
@@ -338,7 +345,7 @@ class JpegPatches:
         files = [(label, path) for label, city in enumerate(self.classes) for path in _images(folder / city)]
         if not files:
             raise InputError(f"{shown(folder)}: no images in it, expected <City (CODE)>/*.jpg")
-        self.labels = np.array([label for label, _ in files], dtype=np.int64)
+        self.labels = np.array([label for label, _ in files], label_type(self.classes))
         self.files = [path for _, path in files]
 
     def __len__(self):

@@ -28,7 +28,7 @@ import classifier
 import distributed
 import loader
 import patches
-from cli import InputError, Parser, atomic, clear_leftovers, number, run, shown, write_rows
+from cli import InputError, Parser, atomic, clear_leftovers, keep_memory, number, run, shown, write_rows
 from distributed import RANK, WORLD
 
 matplotlib.use("Agg")
@@ -84,7 +84,7 @@ def main(argv=None):
     args = arguments(argv)
     device = classifier.pick_device(distributed.join(args.device))
     dtype = classifier.pick_dtype(args.amp, device)
-    classifier.keep_memory(device)
+    keep_memory()
     if args.batch_size % WORLD:
         raise InputError(f"--batch-size {args.batch_size}: is shared by {WORLD} processes, so it must be a multiple of {WORLD}")
     if args.deterministic:
@@ -166,16 +166,17 @@ def main(argv=None):
         order = loader.epoch_order(train.labels, args.batch_size, args.seed, epoch, args.balanced)
         step, sums = train_epoch(network, optimizer, average, train, order, epoch, step, sums, args, device, dtype, workers, stop, save)
         average_batch_norms()
-        logits = None if step < len(order) else classifier.evaluate(trained, val, device, dtype, workers=workers, desc="validation", stop=stop)
-        if logits is None:
+        del order       # of tens of millions of patches it is large
+        scores = None if step < steps else classifier.evaluate(trained, val, device, dtype, workers=workers, desc="validation", stop=stop, score=True)
+        if scores is None:
             save(["last.pth"], epoch, step, sums)
-            say(f"stopped in epoch {epoch + 1} after step {step} of {len(order)}; the same command with --resume goes on there")
+            say(f"stopped in epoch {epoch + 1} after step {step} of {steps}; the same command with --resume goes on there")
             distributed.leave()
             raise SystemExit(1)
         loss_sum, correct = distributed.total(torch.tensor(sums[:2], dtype=torch.float64)).tolist()
-        labels = torch.from_numpy(val.labels)
+        val_loss, val_accuracy = scores.numpy().mean(0, dtype=float).tolist()
         row = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"], "train_loss": loss_sum / sums[2], "train_accuracy": correct / sums[2],
-               "val_loss": cross_entropy(logits, labels).item(), "val_accuracy": (logits.argmax(1) == labels).double().mean().item()}
+               "val_loss": val_loss, "val_accuracy": val_accuracy}
         history.append(row)
         step, sums = 0, [0.0, 0.0, 0]
         improved = best is None or row["val_accuracy"] > best["val_accuracy"]

@@ -1,10 +1,11 @@
 """What grows with the data: start-up, memory, the order of an epoch, and the disk. Sets of empty files stand for the real ones.
 
-    python -m benchmarks.growth --regions 1600 16000 --out /scratch/growth        160000 is a hundred times the real data
+    python -m benchmarks.growth --rasters 1600 16000 --out /scratch/growth        160000 is a hundred times the real data
 
-Each region is an array of 2240 x 2240 pixels as one raster of 4800 x 4800 gives; its file is sparse and takes no room on the disk.
-Prints seconds and memory: held (RssAnon, the process's own pages) and peak (VmHWM, the mapped files' pages as well), both beyond what Python
-and torch take. The disk is simulated: a read returns no sooner than a disk of --disk GB a second could have read what the patches lie in.
+Two thirds of the rasters are train, one third is held out; each array has the size that a raster of 4800 x 4800 pixels gives, but its file
+is sparse and takes no room on the disk. Prints seconds and memory, that is, what a training run does apart from the network: open train and
+val, order an epoch, read patches, score val. held (RssAnon, the process's own pages) and peak (VmHWM, the mapped files' pages as well) are
+both beyond what Python and torch take. The disk is simulated: a read returns no sooner than a disk of --disk GB a second could have read what the patches lie in.
 """
 import argparse
 import csv
@@ -20,52 +21,60 @@ import patches
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--regions", type=int, nargs="+", default=[160, 1600])
+    parser.add_argument("--rasters", type=int, nargs="+", default=[160, 1600])
     parser.add_argument("--out", required=True, help="folder of the made-up sets, which stay")
     parser.add_argument("--disk", type=float, default=2.0, help="GB a second of the simulated disk")
     args = parser.parse_args()
-    for regions in args.regions:
-        folder = Path(args.out, str(regions))
-        make_set(folder, regions)
+    for rasters in args.rasters:
+        folder = Path(args.out, str(rasters))
+        make_set(folder, rasters)
         # A process of its own: what the one before it took would count.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            print(json.dumps({"regions": regions, **pool.apply(grow, (folder, args.disk))}), flush=True)
+            print(json.dumps({"rasters": rasters, **pool.apply(grow, (folder, args.disk))}), flush=True)
 
 
-def make_set(folder, regions, cities=45):
-    """A patch set of so many train regions of 361 patches, in sparse files."""
+def make_set(folder, rasters, cities=45):
+    """A patch set of so many rasters in sparse files: 361 train patches each, or 171 of val and of test."""
     if (folder / "dataset.json").exists():
         return
     names, rows = [f"City {i:02d} (C{i:02d})" for i in range(cities)], []
     settings = {"format": patches.FORMAT, "patch_size": 480, "stride": 240, "image_size": 224}
-    for i in range(regions):
+    for i in range(rasters):
         city = names[i % cities]
-        region = patches.Region(f"{city}/{i}/r.train", "train", city, str(i), f"{city}/{i}/r.jpg", 0, 0, 4800, 4800, 19, 19, f"arrays/{city}/{i}/r.train.npy")
-        file = folder / region.file
-        file.parent.mkdir(parents=True)
-        with open(file, "wb") as array:
-            np.lib.format.write_array_header_1_0(array, {"descr": "|u1", "fortran_order": False, "shape": (2240, 2240, 3)})
-            array.truncate(patches.array_bytes(19, 19, settings))
-        rows.append(region)
+        (folder / f"arrays/{city}/{i}").mkdir(parents=True)
+        for split, x, width, cols in [("val", 2400, 2400, 9), ("test", 0, 2400, 9)] if i // cities % 3 == 2 else [("train", 0, 4800, 19)]:
+            region = patches.Region(f"{city}/{i}/r.{split}", split, city, str(i), f"{city}/{i}/r.jpg", x, 0, width, 4800, 19, cols,
+                                    f"arrays/{city}/{i}/r.{split}.npy")
+            with open(folder / region.file, "wb") as array:
+                np.lib.format.write_array_header_1_0(array, {"descr": "|u1", "fortran_order": False,
+                                                             "shape": (*patches.array_shape(19, cols, settings), 3)})
+                array.truncate(patches.array_bytes(19, cols, settings))
+            rows.append(region)
     with open(folder / "regions.csv", "w", newline="") as file:
         csv.writer(file).writerows([patches.Region._fields, *rows])
     (folder / "dataset.json").write_text(json.dumps({**settings, "classes": names, "raw": "raw"}))
 
 
 def grow(folder, disk):
-    import loader       # and torch, whose own memory is not what grows
+    import loader       # these two have memory of their own, which is not what grows
+    import torch
     before, peak, started = memory("RssAnon"), memory("VmHWM"), time.perf_counter()
-    patch_set = patches.open_split(folder, "train")
+    patch_set, val = patches.open_split(folder, "train"), patches.open_split(folder, "val")
     opened = time.perf_counter()
     order = loader.epoch_order(patch_set.labels, 128, 0, 0)
     ordered = time.perf_counter()
     held = memory("RssAnon")
     for indices in order[:50]:
         patch_set.read(indices)
+    first = order[:90].copy()
+    del order, indices
+    scores = torch.zeros(len(val), 2).fill_(1)      # what classifier.evaluate keeps
+    for start in range(0, 2000, 64):
+        val.read(range(start, start + 64))
     # What a patch makes the disk read: its rows are far apart in the file, so all between them as well.
     touched = patch_set.image_size * 3 * patches.array_shape(1, 19, patch_set.description)[1]
-    rate = rate_from_disk(patch_set, order[50:90], touched, disk)
-    return {"patches": len(patch_set), "open_s": round(opened - started, 2), "order_s": round(ordered - opened, 2), "held_MB": held - before,
+    rate = rate_from_disk(patch_set, first[50:], touched, disk)
+    return {"patches": len(patch_set), "val_patches": len(scores), "open_s": round(opened - started, 2), "order_s": round(ordered - opened, 2), "held_MB": held - before,
             "peak_MB": memory("VmHWM") - peak, "bytes_a_patch_from_disk": touched, "patches_a_second_from_disk": round(rate),
             "epoch_hours_from_disk": round(len(patch_set) / rate / 3600, 2),
             "epoch_hours_in_one_sweep": round(patch_set.nbytes / disk / 3.6e12, 2)}

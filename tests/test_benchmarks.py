@@ -17,7 +17,7 @@ def test_batches_are_the_same_from_everywhere(data):
     for split in ("train", "test_b"):
         patch_set = patches.open_split(data, split)
         order = loader.epoch_order(patch_set.labels, 8, 3, 1)
-        expected = [(torch.from_numpy(patch_set.read(indices)), torch.from_numpy(patch_set.labels[indices])) for indices in order]
+        expected = [(torch.from_numpy(patch_set.read(indices)), torch.from_numpy(patch_set.labels[indices].astype(np.int64))) for indices in order]
         for way in ({"where": "files"}, {"where": "device"}, {"workers": 2}):
             found = list(loader.batches(patch_set, order, CPU, **way))
             assert len(found) == len(order)
@@ -127,8 +127,8 @@ def test_other_patches_are_not_timed(work, tmp_path):
 
 def test_what_grows(tmp_path):
     growth = importlib.import_module("benchmarks.growth")
-    growth.make_set(tmp_path / "set", 90)
+    growth.make_set(tmp_path / "set", 135)
     found = growth.grow(tmp_path / "set", 2.0)
-    assert found["patches"] == 90 * 361
+    assert found["patches"] == 90 * 361 and found["val_patches"] == 45 * 171
     assert found["bytes_a_patch_from_disk"] == 224 * 2240 * 3
     assert 0 < found["patches_a_second_from_disk"] <= 1.05 * 2e9 / found["bytes_a_patch_from_disk"]

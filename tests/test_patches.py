@@ -77,7 +77,7 @@ def test_patches_are_slices_in_order(preprocess, tmp_path):
                     rasters.append(region.raster)
         assert len(dataset) == len(expected) > 0 and len(dataset.regions) == regions
         assert np.array_equal(dataset.read(np.arange(len(dataset))), expected)
-        assert dataset.labels.dtype == np.int64 and dataset.labels.tolist() == labels
+        assert dataset.labels.dtype == np.uint8 and dataset.labels.tolist() == labels
         assert [dataset.name(i) for i in range(len(dataset))] == names
         assert [dataset.raster(i) for i in range(len(dataset))] == rasters
         assert (dataset.classes, dataset.patch_size, dataset.stride, dataset.image_size) == (["Aa (AAA)", "Bb (BBB)"], 48, 24, 28)
@@ -215,7 +215,7 @@ def test_jpegs_read_back_as_data(preprocess, tmp_path):
         arrays, folder = patches.open_split(out, split), patches.open_split(jpegs, split, 28)
         assert folder.classes == arrays.classes and folder.image_size == 28
         # Both are in the order of city, site, raster, row and column.
-        assert folder.labels.dtype == np.int64 and folder.labels.tolist() == arrays.labels.tolist()
+        assert folder.labels.dtype == np.uint8 and folder.labels.tolist() == arrays.labels.tolist()
         both = folder.read(range(len(folder))).astype(int), arrays.read(range(len(arrays))).astype(int)
         assert np.abs(both[0] - both[1]).mean() < 3 and np.abs(both[0] - both[1][::-1]).mean() > 10
         assert folder.original(0).size == (48, 48)

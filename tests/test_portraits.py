@@ -137,7 +137,7 @@ def test_published_layout(data, finished, tmp_path):
         Image.fromarray(patch_set.read([i])[0]).resize((48, 48)).save(folder / f"site_2020_{patch_set.name(i)[-7:]}.jpg")
     model, checkpoint = classifier.load_checkpoint(finished / "best.pth")
     jpegs = patches.open_split(tmp_path / "jpegs", "test_b", 32)
-    logits = torch.eye(3)[torch.from_numpy(jpegs.labels)] * torch.arange(1, len(jpegs) + 1)[:, None]
+    logits = torch.eye(3)[jpegs.labels.tolist()] * torch.arange(1, len(jpegs) + 1)[:, None]
     assert portraits.write(tmp_path, model, checkpoint, jpegs, logits, near(jpegs, [1, 2, 0]), torch.device("cpu")) == 3
     with open(tmp_path / "portraits" / "portraits.csv", newline="") as lines:
         rows = [row for row in csv.DictReader(lines) if row["city"] == "Aa (AAA)" and row["role"] == "typical"]

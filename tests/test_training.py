@@ -137,7 +137,7 @@ def test_same_seed_same_bits_and_another_seed_other_bits(data, finished, tmp_pat
 
 
 def test_ties_keep_the_earlier_epoch(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(classifier, "evaluate", lambda model, val, *_, **__: torch.nn.functional.one_hot(torch.from_numpy(val.labels), 3).float())
+    monkeypatch.setattr(classifier, "evaluate", lambda model, val, *_, **__: torch.ones(len(val), 2))
     train_classification.main(flags(data, tmp_path / "ties"))
     assert load(tmp_path / "ties" / "best.pth")["epoch"] == 1 and load(tmp_path / "ties" / "last.pth")["epoch"] == 2
 
@@ -288,6 +288,15 @@ def test_features_are_what_the_last_layer_sees(data, finished):
     assert features.shape == (108, 512) and features.dtype == torch.float32 and not model.fc._forward_pre_hooks
     assert torch.equal(logits, classifier.evaluate(model, patch_set, cpu, torch.float32))
     torch.testing.assert_close(model.fc(features), logits)
+
+
+def test_scores_are_those_of_the_logits(data, finished):
+    model, checkpoint = classifier.load_checkpoint(finished / "best.pth")
+    patch_set, cpu = patches.open_split(data, "test"), torch.device("cpu")
+    logits, truth = classifier.evaluate(model, patch_set, cpu, torch.float32), torch.from_numpy(patch_set.labels.astype(np.int64))
+    loss, right = classifier.evaluate(model, patch_set, cpu, torch.float32, score=True).T
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, truth, reduction="none"))
+    assert torch.equal(right.bool(), logits.argmax(1) == truth) and 0 < right.mean() < 1
 
 
 def test_tta_is_the_mean_over_the_eight_symmetries(data, finished, tmp_path):
