@@ -2,10 +2,10 @@
 
 Everything works on whole batches on the device, after loader.normalise; what is drawn is a pure function of seed, epoch and step.
 """
-from functools import lru_cache
-
 import numpy as np
 import torch
+
+import loader
 
 
 def draw(batch_size, seed, epoch, step):
@@ -31,7 +31,7 @@ def augment(images, drawn, mean, std, turns=False, light=0.0):
 
 def relight(images, drawn, mean, std, strength):
     """Another light: the colours of an image go through one 3 x 3 matrix and a shift, so that it costs one pass whatever is in it."""
-    mean, std = constants(tuple(mean), tuple(std), images.device)
+    mean, std = loader.constants(images.device, tuple(mean), tuple(std))
     eye, grey = torch.eye(3, device=images.device), torch.full((3, 3), 1 / 3, device=images.device)
     saturation = torch.exp(spread(drawn["saturation"], 0.35 * strength))[:, None, None]
     matrix = saturation * eye + (1 - saturation) * grey                                            # (n, 3, 3), of red, green, blue in 0 .. 1
@@ -45,12 +45,6 @@ def relight(images, drawn, mean, std, strength):
     matrix = matrix * std / std[:, None]
     pixels = images.permute(0, 2, 3, 1).flatten(1, 2)
     return torch.baddbmm(shift[:, None], pixels, matrix.transpose(1, 2)).view(len(images), *images.shape[2:], 3).permute(0, 3, 1, 2)
-
-
-@lru_cache
-def constants(*values_and_device):
-    *values, device = values_and_device     # made once: copying them would make a GPU wait
-    return [torch.tensor(value, device=device) for value in values]
 
 
 def channels_last(images):

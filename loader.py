@@ -149,7 +149,7 @@ def normalise(images, mean, std, flipped=None):
     """
     if flipped is not None:
         images = _flip(images, flipped)
-    scale, shift = _scale_and_shift(tuple(mean), tuple(std), images.device)
+    scale, shift = constants(images.device, tuple(1 / (255 * s) for s in std), tuple(-m / s for m, s in zip(mean, std)))
     images = images.float()
     return torch.addcmul(shift, images, scale, out=images).permute(0, 3, 1, 2)
 
@@ -166,6 +166,7 @@ def _flip(images, flipped):
 
 
 @lru_cache
-def _scale_and_shift(mean, std, device):
+def constants(device, *values):
+    """Tensors on the device of tuples of numbers, made once: copying them would make a GPU wait."""
     with torch.inference_mode(False):       # else whoever asks first while evaluating would leave tensors that cannot be trained with
-        return torch.tensor([1 / (255 * s) for s in std], device=device), torch.tensor([-m / s for m, s in zip(mean, std)], device=device)
+        return [torch.tensor(value, device=device) for value in values]

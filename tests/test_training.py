@@ -247,13 +247,14 @@ def test_two_processes_test_like_one(data, finished, tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_two_processes_train_like_one(data, tmp_path):
+@pytest.mark.parametrize("average", [[], ["--average", "1"]])
+def test_two_processes_train_like_one(data, tmp_path, average):
     """The same losses from the same global batches. Batch norm is frozen: its statistics are each process's own."""
     script = tmp_path / "frozen.py"
     script.write_text("import sys; sys.path.insert(0, '.')\nimport torchvision, train_classification as t\nplain = torchvision.models.get_model\n"
                       "torchvision.models.get_model = lambda *a, **k: plain(*a, **k, norm_layer=torchvision.ops.FrozenBatchNorm2d, zero_init_residual=True)\n"
                       "t.run(t.main)\n")
-    more = ["--amp", "off", "--optimizer", "sgd", "--lr", "0.001"]
+    more = ["--amp", "off", "--optimizer", "sgd", "--lr", "0.001", *average]
     torchrun(script, *flags(data, tmp_path / "two", *more))
     subprocess.run([sys.executable, script, *flags(data, tmp_path / "one", *more)], cwd=ROOT, check=True, capture_output=True)
     one, two = (list(csv.DictReader(open(tmp_path / run / "log.csv"))) for run in ("one", "two"))
