@@ -1,7 +1,7 @@
 """What this project costs beside plain torchvision, and beside what the machine could do at best.
 
-    python -m benchmarks                            about four minutes on two cores
-    python -m benchmarks --quick                    about a minute: small rasters, small batches, few rounds
+    python -m benchmarks                            about three minutes on two cores
+    python -m benchmarks --quick                    little more than a minute: fewer rasters, small batches, few rounds
     python -m benchmarks --json FILE --device cuda
 
 Plain is how such scripts are usually written: Pillow opens the whole raster and one process saves its patches as JPEG; ImageFolder,
@@ -47,7 +47,7 @@ MEAN, STD = classifier.MEAN, classifier.STD
 def main(argv=None):
     parser = Parser(__doc__)
     parser.add_argument("--json", metavar="FILE", help="also write all figures here")
-    parser.add_argument("--quick", action="store_true", help="a minute instead of four; the ratios are rougher")
+    parser.add_argument("--quick", action="store_true", help="a minute instead of three; the ratios are rougher")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--only", nargs="+", choices=tuple(PARTS), default=list(PARTS), help="leave the others out")
     args = parser.parse_args(argv)
@@ -55,7 +55,7 @@ def main(argv=None):
     torch.set_num_threads(CORES)
     keep_memory()        # plain training and evaluation gain by it, too
     # A network on a GPU is fed more at a time, as one does there.
-    sizes = argparse.Namespace(rasters=8, rounds=3, batch=16, images=32, steps=1, quick=True) if args.quick else \
+    sizes = argparse.Namespace(rasters=16, rounds=3, batch=16, images=32, steps=1, quick=True) if args.quick else \
         argparse.Namespace(rasters=48, rounds=3, batch=64, images=128, steps=1, quick=False)
     if device.type == "cuda" and not args.quick:
         sizes.batch, sizes.steps = 256, 20
@@ -152,7 +152,7 @@ def preprocessing(work, sizes, device):
         sides = {"ours": ours, "decoding": decoding, "plain": plain}
         for side in sides.values():
             side()      # a virtual machine is slow the first time that it uses a page of memory
-        found = in_turns(max(sizes.rounds, 2), **sides)
+        found = in_turns(sizes.rounds, **sides)
     found["ours"] /= len(rasters)
     found["decoding"] /= len(rasters)
     return {"plain": found["plain"], "ours": found["ours"], "ratio": found["plain"] / found["ours"], "unit": "s a raster", "workers": CORES,
@@ -175,11 +175,13 @@ def check_patches(work):
 
 # ------------------------------------------------------------------------------------------------------------ input
 
-def image_folder(work, split, batch, device, shuffle=True):
+def image_folder(work, split, batch, device, shuffle=True, samples=None):
+    """Plain's way to batches; samples: how many patches, more than there are for several epochs without a break."""
     folder = torchvision.datasets.ImageFolder(work / "patches" / split, transforms.Compose([
         transforms.Resize((224, 224)), *([transforms.RandomHorizontalFlip(), transforms.RandomVerticalFlip()] if shuffle else []),
         transforms.ToTensor(), transforms.Normalize(MEAN, STD)]))
-    return torch.utils.data.DataLoader(folder, batch, shuffle=shuffle, num_workers=CORES, drop_last=shuffle, pin_memory=device.type == "cuda")
+    sampler = torch.utils.data.RandomSampler(folder, num_samples=samples) if shuffle else None
+    return torch.utils.data.DataLoader(folder, batch, sampler=sampler, num_workers=CORES, drop_last=shuffle, pin_memory=device.type == "cuda")
 
 
 def input_path(work, sizes, device):
@@ -189,9 +191,9 @@ def input_path(work, sizes, device):
     order = loader.epoch_order(patch_set.labels, batch, 0, 0, balanced=False)
     check_batches(work, patch_set, device)
 
-    def plain():
+    def plain(samples=1600):
         done, started = 0, None
-        for images, _ in image_folder(work, "train", batch, device):
+        for images, _ in image_folder(work, "train", batch, device, samples=samples):
             images.to(device)
             if started is None:
                 started = waited(device)        # the workers' start is not counted
@@ -220,7 +222,7 @@ def input_path(work, sizes, device):
     # From the disk, as after a restart.
     files = {"plain": sorted((work / "patches" / "train").rglob("*.jpg")), "ours": sorted((work / "patches" / "arrays").rglob("*.npy"))}
     forget(files["plain"])
-    cold_plain = plain()
+    cold_plain = plain(len(patch_set))
     forget(files["ours"])
     started = waited(device)
     for _ in loader.batches(patches.open_split(work / "patches", "train"), order, device, where="files"):
@@ -428,7 +430,7 @@ def show(result):
         if "ratio" in row:
             print(f"{name:<16}{row['plain']:>10.4g}{row['ours']:>10.4g}{row['ratio']:>8.1f}x   {row['unit']}")
         if name == "preprocessing" and row:
-            print(f"{'':<16}{row['times_decoding']:.2f} times decoding alone ({row['decoding']:.3f} s a raster), {row['workers']} workers; "
+            print(f"{'':<16}{row['times_decoding']:.2f} times decoding alone ({row['decoding']:.3f} s a raster), {row['workers']} workers, {row['rasters']} rasters with start-up; "
                   f"{row['times_decoding_cpu']:.2f} times in CPU time")
         if name == "input" and row:
             print(f"{'  raw uint8':<16}{row['plain']:>10.4g}{row['raw']:>10.4g}{row['raw_ratio']:>8.1f}x   {row['unit']}")
