@@ -27,6 +27,7 @@ from torchvision import transforms
 import classifier
 import loader
 import patches
+import train_classification
 
 HERE = Path(__file__).parent.parent
 
@@ -40,6 +41,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--schedule", choices=("constant", "cosine"), default="cosine", help="at a constant rate single epochs swing too much to compare")
     parser.add_argument("--arch", default="resnet18", choices=classifier.ARCHITECTURES)
     parser.add_argument("--json", help="also write the figures here")
     args = parser.parse_args()
@@ -106,7 +108,9 @@ class Plain:
         val = []
         for epoch in range(args.epochs):
             model.train()
-            for step, batch in enumerate(loader.epoch_order(self.labels["train"].numpy(), args.batch_size, seed, epoch)):
+            order = loader.epoch_order(self.labels["train"].numpy(), args.batch_size, seed, epoch)
+            for step, batch in enumerate(order):
+                optimizer.param_groups[0]["lr"] = train_classification.learning_rate(args, epoch + (step + 0.5) / len(order))
                 flipped = loader.flips(len(batch), seed, epoch, step)
                 images = torch.stack([self.tensor("train", i, *flips) for i, flips in zip(batch, flipped.T)])
                 loss = cross_entropy(model(images), self.labels["train"][batch])
@@ -136,7 +140,7 @@ class Plain:
 
 def ours(data, run, seed, args):
     script("train_classification.py", "--data", data, "--run", run, "--arch", args.arch, "--weights", "none", "--epochs", args.epochs,
-           "--batch-size", args.batch_size, "--lr", args.lr, "--seed", seed)
+           "--batch-size", args.batch_size, "--lr", args.lr, "--schedule", args.schedule, "--seed", seed)
     script("test_classification.py", "--checkpoint", run / "last.pth", "--data", data, "--split", "test")
     with open(run / "log.csv") as log:
         val = [float(row["val_accuracy"]) for row in csv.DictReader(log)][-3:]
