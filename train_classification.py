@@ -163,10 +163,9 @@ def main(argv=None):
 
     started = time.time()
     for epoch in range(epoch, args.epochs):
-        order = loader.epoch_order(train.labels, args.batch_size, args.seed, epoch, args.balanced)
-        step, sums = train_epoch(network, optimizer, average, train, order, epoch, step, sums, args, device, dtype, workers, stop, save)
+        step, sums = train_epoch(network, optimizer, average, train, loader.epoch_order(train.labels, args.batch_size, args.seed, epoch, args.balanced),
+                                 epoch, step, sums, args, device, dtype, workers, stop, save)
         average_batch_norms()
-        del order       # of tens of millions of patches it is large
         scores = None if step < steps else classifier.evaluate(trained, val, device, dtype, workers=workers, desc="validation", stop=stop, score=True)
         if scores is None:
             save(["last.pth"], epoch, step, sums)

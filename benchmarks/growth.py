@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 
 import patches
+from cli import number
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rasters", type=int, nargs="+", default=[160, 1600])
+    parser.add_argument("--rasters", type=number(least=135), nargs="+", default=[160, 1600])
     parser.add_argument("--out", required=True, help="folder of the made-up sets, which stay")
     parser.add_argument("--disk", type=float, default=2.0, help="GB a second of the simulated disk")
     args = parser.parse_args()
@@ -68,9 +69,9 @@ def grow(folder, disk):
         patch_set.read(indices)
     first = order[:90].copy()
     del order, indices
-    scores = torch.zeros(len(val), 2).fill_(1)      # what classifier.evaluate keeps
-    for start in range(0, 2000, 64):
-        val.read(range(start, start + 64))
+    scores, batches = torch.ones(len(val), 2), [range(i, i + 64) for i in range(0, len(val), 64)]       # what classifier.evaluate keeps
+    for batch in batches[:30]:
+        val.read(batch)
     # What a patch makes the disk read: its rows are far apart in the file, so all between them as well.
     touched = patch_set.image_size * 3 * patches.array_shape(1, 19, patch_set.description)[1]
     rate = rate_from_disk(patch_set, first[50:], touched, disk)

@@ -8,7 +8,6 @@ Without --raw a hard sample is drawn: twelve cities in three groups of four much
 Every row trains from scratch (or from --weights) at equal epochs and takes the last epoch, never a chosen one. The val accuracies decide
 what a recipe is made of; --test also measures the last epoch on test. What is finished is kept in <out>/runs.csv and not run again.
 """
-import argparse
 import csv
 import json
 import resource
