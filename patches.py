@@ -281,11 +281,11 @@ class ArrayPatches:
         before = _blocks_read()
         if self._from_disk:     # ask for all of them, in the disk's order: twice as fast as one after the other where they are first used
             for region, row in sorted({place[:2] for place in places}):
-                mapped, array = self._map(region)
+                mapped, array = self._array(region)
                 start = (128 + row * step * array.strides[0]) // mmap.PAGESIZE * mmap.PAGESIZE
                 mapped.madvise(mmap.MADV_WILLNEED, start, 128 + (row * step + size) * array.strides[0] - start)
         for i, (region, row, col) in enumerate(places):
-            mapped, array = self._map(region)
+            mapped, array = self._array(region)
             batch[i] = array[row * step:row * step + size, col * step:col * step + size]
             if self.nbytes > KEPT_BYTES:
                 self._mapped[region] = mapped
@@ -295,7 +295,7 @@ class ArrayPatches:
         self._from_disk = _blocks_read() > before
         return batch
 
-    def _map(self, region):
+    def _array(self, region):
         return _map(f"{self.root}/{self.regions[region].file}")
 
     def _give_back(self):

@@ -90,8 +90,8 @@ def train(out, args, row, seed, done):
         device = classifier.pick_device("auto")
         model, checkpoint = classifier.load_checkpoint(folder / "last.pth")
         test = patches.open_split(out / "patches", "test")
-        logits = classifier.evaluate(model.to(device, memory_format=torch.channels_last), test, device, classifier.pick_dtype("auto", device))
-        result["test"] = (logits.argmax(1).numpy() == test.labels).mean().item()
+        scores = classifier.evaluate(model.to(device, memory_format=torch.channels_last), test, device, classifier.pick_dtype("auto", device), score=True)
+        result["test"] = scores[:, 1].double().mean().item()
     return result
 
 

@@ -106,6 +106,7 @@ def test_input_and_preprocessing_are_measured(work):
         assert {"plain", "ours", "ratio", "unit"} <= row.keys() and min(row["plain"], row["ours"], row["ratio"]) > 0
     assert result["preprocessing"]["ratio"] == pytest.approx(result["preprocessing"]["plain"] / result["preprocessing"]["ours"])
     assert result["input"]["ratio"] == pytest.approx(result["input"]["ours"] / result["input"]["plain"])
+    assert result["input"]["raw"] > 5 * result["input"]["plain"]
     assert result["preprocessing"]["decoding_cpu"] < result["preprocessing"]["cpu"]
     limits = benchmarks.limits(result)
     assert limits["memory_copy_GB_a_second"] > 0 and set(limits["close"]) == {"preprocessing", "input_raw"}
