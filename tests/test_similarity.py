@@ -162,13 +162,12 @@ def test_forty_five_cities_take_a_minute_and_two_gigabytes_at_most(tmp_path):
     program = f"""
 import sys, time
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+from conftest import peak_memory
 from test_similarity import made_up, test_classification
 results = made_up(45, 500, rasters=6, dimensions=2048)
 started = time.process_time()      # of this process: the machine may be busy
 test_classification.write_results(test_classification.Path({str(tmp_path)!r}), [f"City {{i}} (C{{i:02}})" for i in range(45)], *results, {{}})
-# Not getrusage: its peak begins with that of the process that started this one.
-peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(time.process_time() - started, peak / 2 ** 20)
+print(time.process_time() - started, peak_memory())
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     seconds, gigabytes = map(float, done.stdout.split())
