@@ -18,7 +18,6 @@ import platform
 import resource
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -36,10 +35,9 @@ import classifier
 import loader
 import patches
 import train_classification
-from benchmarks import pillow, relevance_cam
-from cli import Parser, keep_memory
+from benchmarks import pillow, relevance_cam, script
+from cli import Parser, keep_memory, run
 
-ROOT = Path(__file__).parent.parent
 CORES = len(os.sched_getaffinity(0))
 MEAN, STD = classifier.MEAN, classifier.STD
 
@@ -98,12 +96,6 @@ def make_data(work, sizes):
             for copy in range(copies):
                 large.save(folder / f"{raster.stem}-{copy}.jpg", quality=85)
     script("preprocessing.py", "--raw", work / ("drawn" if sizes.quick else "one"), "--out", work / "patches", "--jpegs", "--test-b", sizes.images // 2)
-
-
-def script(name, *flags):
-    done = subprocess.run([sys.executable, ROOT / name, *map(str, flags)], capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{name}: {done.stderr}")
 
 
 def in_turns(rounds, **sides):
@@ -452,5 +444,4 @@ def show(result):
 PARTS = {"preprocessing": preprocessing, "input": input_path, "training": training, "evaluation": evaluation, "relevance_cam": saliency}
 
 if __name__ == "__main__":
-    from cli import run
     run(main)

@@ -7,13 +7,10 @@ Plain: the JPEG patches through ImageFolder, Resize, ToTensor and Normalize; flo
 processor is fast at it, channels_last. Both start from the same weights and see the same patches in the same order with the same
 flips and rates, so what differs is what the fast path does to the numbers: JPEG compression left out, and rounding.
 """
-import argparse
 import csv
 import json
 import math
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -28,19 +25,19 @@ import classifier
 import loader
 import patches
 import train_classification
-
-HERE = Path(__file__).parent.parent
+from benchmarks import script
+from cli import Parser, number, run
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--raw", required=True, help="folder of rasters")
-    parser.add_argument("--stride", type=int, default=240)
-    parser.add_argument("--image-size", type=int, default=64)
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--stride", type=number(least=1), default=240)
+    parser.add_argument("--image-size", type=number(least=1), default=64)
+    parser.add_argument("--epochs", type=number(least=1), default=6)
+    parser.add_argument("--seeds", type=number(least=1), default=5)
+    parser.add_argument("--batch-size", type=number(least=1), default=32)
+    parser.add_argument("--lr", type=number(float, above=0), default=3e-4)
     parser.add_argument("--schedule", choices=("constant", "cosine"), default="cosine", help="at a constant rate single epochs swing too much to compare")
     parser.add_argument("--arch", default="resnet18", choices=classifier.ARCHITECTURES)
     parser.add_argument("--json", help="also write the figures here")
@@ -68,13 +65,6 @@ def main():
               f"+- {error:.4f} (standard error, {len(difference)} seeds in pairs); plain's own spread over seeds {result[figure]['plain_sd']:.4f}")
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=1))
-
-
-def script(name, *flags):
-    # Its own process, as a user starts it.
-    done = subprocess.run([sys.executable, HERE / name, *map(str, flags)], capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{name}: {done.stderr}")
 
 
 class Plain:
@@ -148,4 +138,4 @@ def ours(data, run, seed, args):
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

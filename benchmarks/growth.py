@@ -7,7 +7,6 @@ is sparse and takes no room on the disk. Prints seconds and memory, that is, wha
 val, order an epoch, read patches, score val. held (RssAnon, the process's own pages) and peak (VmHWM, the mapped files' pages as well) are
 both beyond what Python and torch take. The disk is simulated: a read returns no sooner than a disk of --disk GB a second could have read what the patches lie in.
 """
-import argparse
 import csv
 import json
 import multiprocessing
@@ -17,14 +16,14 @@ from pathlib import Path
 import numpy as np
 
 import patches
-from cli import number
+from cli import Parser, number, run
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--rasters", type=number(least=135), nargs="+", default=[160, 1600])
     parser.add_argument("--out", required=True, help="folder of the made-up sets, which stay")
-    parser.add_argument("--disk", type=float, default=2.0, help="GB a second of the simulated disk")
+    parser.add_argument("--disk", type=number(float, above=0), default=2.0, help="GB a second of the simulated disk")
     args = parser.parse_args()
     for rasters in args.rasters:
         folder = Path(args.out, str(rasters))
@@ -106,4 +105,4 @@ def memory(kind):
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -12,8 +12,6 @@ import csv
 import json
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,9 +20,9 @@ from scipy.stats import t as student
 
 import classifier
 import patches
+from benchmarks import script
 from cli import InputError, Parser, atomic, number, run, shown, write_rows
 
-ROOT = Path(__file__).parent.parent
 ROBUST = ["--recipe", "robust"]
 ROWS = {
     "published": [],
@@ -57,8 +55,8 @@ def main(argv=None):
     out = Path(args.out)
     raw = Path(args.raw) if args.raw else out / "raw"
     if not args.raw and not raw.is_dir():
-        call("data/make_sample.py", "--out", raw, "--cities", 12, "--alike", 4, "--light", 1.5, "--sites", 3, "--seed", 3)
-    call("preprocessing.py", "--raw", raw, "--out", out / "patches", "--stride", args.stride, "--image-size", args.image_size)
+        script("data/make_sample.py", "--out", raw, "--cities", 12, "--alike", 4, "--light", 1.5, "--sites", 3, "--seed", 3)
+    script("preprocessing.py", "--raw", raw, "--out", out / "patches", "--stride", args.stride, "--image-size", args.image_size)
 
     settings = {key: getattr(args, key) for key in ("raw", "stride", "image_size", "arch", "weights", "epochs", "batch_size")}
     results = kept(out, settings)
@@ -79,7 +77,7 @@ def train(out, args, row, seed, done):
     flags = ["--data", out / "patches", "--run", folder, "--arch", args.arch, "--weights", args.weights, "--epochs", args.epochs,
              "--batch-size", args.batch_size, "--seed", seed, *ROWS[row], "--resume"]
     started, before = time.time(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    call("train_classification.py", *flags)
+    script("train_classification.py", *flags)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = {"seconds": time.time() - started, "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime}
     with open(folder / "log.csv", newline="") as file:
@@ -93,12 +91,6 @@ def train(out, args, row, seed, done):
         scores = classifier.evaluate(model.to(device, memory_format=torch.channels_last), test, device, classifier.pick_dtype("auto", device), score=True)
         result["test"] = scores[:, 1].double().mean().item()
     return result
-
-
-def call(script, *flags):
-    done = subprocess.run([sys.executable, ROOT / script, *map(str, flags)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise InputError(f"{script}: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1]}")
 
 
 def kept(out, settings):

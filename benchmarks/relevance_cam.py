@@ -5,14 +5,14 @@
 The floor of arithmetic is about 2.6 for the four layers of a ResNet-50: the forward pass, and a forward and a transposed
 convolution for every convolution above layer1.
 """
-
-import argparse
 import statistics
 import time
 
 import torch
 import torchvision
 
+import classifier
+from cli import Parser, number, run
 from relevance_cam import RelevanceCAM, rules
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
@@ -37,13 +37,13 @@ def measure(arch="resnet50", batch=8, size=224, layers=LAYERS, dtype="float32", 
         return time.perf_counter()
 
     def timed(name, function):
-        def run(*args):
+        def call(*args):
             start = clock()
             result = function(*args)
             spent[name] += clock() - start
             return result
 
-        return run
+        return call
 
     def plain():
         with torch.inference_mode():
@@ -63,9 +63,9 @@ def measure(arch="resnet50", batch=8, size=224, layers=LAYERS, dtype="float32", 
     runs = {"plain": plain, "cam": lambda: cam(images), "shallow": lambda: shallow(images), "apart": taken_apart}
     times = {name: [] for name in (*runs, *spent)}
     for i in range(rounds + 1):
-        for name, run in runs.items():
+        for name, call in runs.items():
             start = clock()
-            run()
+            call()
             if i:  # the first round warms up
                 times[name].append(clock() - start)
         if i:
@@ -95,22 +95,23 @@ def measure(arch="resnet50", batch=8, size=224, layers=LAYERS, dtype="float32", 
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", default="resnet50", choices=["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"])
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=2)
+    parser = Parser(__doc__)
+    parser.add_argument("--arch", default="resnet50", choices=classifier.ARCHITECTURES)
+    parser.add_argument("--batch", type=number(least=1), default=8)
+    parser.add_argument("--rounds", type=number(least=1), default=9)
+    parser.add_argument("--threads", type=number(least=1), default=2)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
+    device = classifier.pick_device(args.device)
     torch.set_num_threads(args.threads)
     print(f"{args.arch}, batch {args.batch}, {args.threads} threads, torch {torch.__version__}; in plain forward passes, medians of {args.rounds}")
     print(f"{'precision':<10}{'format':<15}{'all layers':>11}   {'forward':>8}{'w+':>8}{'w+ T':>8}{'rest':>8}   {'plain ms':>9}{'cam ms':>9}")
     for dtype, channels_last in [("float32", False), ("float32", True), ("bfloat16", True)]:
-        found = measure(args.arch, args.batch, dtype=dtype, channels_last=channels_last, device=args.device, rounds=args.rounds)
+        found = measure(args.arch, args.batch, dtype=dtype, channels_last=channels_last, device=device, rounds=args.rounds)
         parts = "".join(f"{value:8.2f}" for value in found["parts"].values())
         layout = "channels last" if channels_last else "contiguous"
         print(f"{dtype:<10}{layout:<15}{found['forwards']:11.2f}   {parts}   {found['plain_ms']:9.1f}{found['cam_ms']:9.1f}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,7 +1,5 @@
 """The saliency of a whole raster: the maps of its overlapping patches blended, beside the predicted city of each place."""
 
-from pathlib import Path
-
 import matplotlib
 import numpy as np
 import torch

@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from relevance_cam import GradCAM, GradCAMPlusPlus, RelevanceCAM, ScoreCAM

@@ -181,14 +181,14 @@ def test_bad_values_are_one_line(flag):
 def test_benchmark_trains_measures_and_keeps_what_is_done(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(recipes, "ROWS", {"published": ["--amp", "off"], "robust": ["--recipe", "robust", "--amp", "off"]})
     calls = []
-    call = recipes.call
+    script = recipes.script
 
-    def noted(script, *arguments):
-        calls.append(script)
-        if script == "preprocessing.py":
+    def noted(name, *arguments):
+        calls.append(name)
+        if name == "preprocessing.py":
             arguments = [*arguments, "--patch-size", "48", "--workers", "1"]
-        call(script, *arguments)
-    monkeypatch.setattr(recipes, "call", noted)
+        script(name, *arguments)
+    monkeypatch.setattr(recipes, "script", noted)
     line = ["--raw", str(data.parent / "raw"), "--stride", "24", "--image-size", "32", "--out", str(tmp_path / "out"), "--epochs", "5",
             "--seeds", "1", "--rows", "published", "robust", "--test"]
     recipes.main(line)

@@ -21,7 +21,6 @@ from torchvision.transforms import functional
 import classifier
 import loader
 import patches
-import preprocessing
 import test_classification
 import train_classification
 from cli import InputError
