@@ -100,7 +100,7 @@ def rate_from_disk(patch_set, order, touched, disk):
 
 
 def memory(kind):
-    """MB of this process, by /proc: RssAnon, RssFile or VmHWM."""
+    """MB of this process, by /proc: RssAnon, RssFile or VmHWM. (getrusage's peak begins with that of the process that started this one.)"""
     return next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith(f"{kind}:"))
 
 

@@ -10,9 +10,7 @@ what a recipe is made of; --test also measures the last epoch on test. What is f
 """
 import csv
 import json
-import resource
 import statistics
-import time
 from pathlib import Path
 
 import torch
@@ -76,10 +74,7 @@ def train(out, args, row, seed, done):
     folder = out / "runs" / f"{list(ROWS).index(row)}-{seed}"
     flags = ["--data", out / "patches", "--run", folder, "--arch", args.arch, "--weights", args.weights, "--epochs", args.epochs,
              "--batch-size", args.batch_size, "--seed", seed, *ROWS[row], "--resume"]
-    started, before = time.time(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    script("train_classification.py", *flags)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    spent = {"seconds": time.time() - started, "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime}
+    spent = dict(zip(("seconds", "cpu_seconds"), script("train_classification.py", *flags)))
     with open(folder / "log.csv", newline="") as file:
         val = [float(line["val_accuracy"]) for line in csv.DictReader(file)]
     result = {"row": row, "seed": seed, "val": val[-1], "best_val": max(val), "swing": statistics.stdev(val[-5:]), "test": None,

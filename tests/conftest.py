@@ -39,12 +39,6 @@ def files(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"}
 
 
-def peak_memory():
-    """The most memory that this process has had, in GB. Not getrusage's: that begins with the peak of the process that started this one."""
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024 / 1e9
-
-
 class Inline(Executor):
     """A pool of processes that is none."""
     def __init__(self, *arguments):

@@ -187,7 +187,7 @@ def test_benchmark_trains_measures_and_keeps_what_is_done(data, tmp_path, monkey
         calls.append(name)
         if name == "preprocessing.py":
             arguments = [*arguments, "--patch-size", "48", "--workers", "1"]
-        script(name, *arguments)
+        return script(name, *arguments)
     monkeypatch.setattr(recipes, "script", noted)
     line = ["--raw", str(data.parent / "raw"), "--stride", "24", "--image-size", "32", "--out", str(tmp_path / "out"), "--epochs", "5",
             "--seeds", "1", "--rows", "published", "robust", "--test"]
