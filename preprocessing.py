@@ -36,9 +36,9 @@ import numpy as np
 import PIL
 from tqdm import tqdm
 
-import patches
-from cli import InputError, Parser, atomic, keep_memory, number, run, shown
-from patches import Region
+from dl_slicer.patch_sets import reading as patches
+from dl_slicer.cli import InputError, Parser, atomic, keep_memory, number, run, shown
+from dl_slicer.patch_sets.reading import Region
 
 JPEG_QUALITY = 95
 JPEG_BYTES_A_PIXEL = 0.6    # at that quality, on the generous side, for the estimate of disk space

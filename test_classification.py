@@ -23,16 +23,16 @@ import torch
 from sklearn import metrics
 from torch.nn.functional import cross_entropy
 
-import classifier
-import distributed
-import measures
-import patches
-import places
-import portraits
-import report
-import similarity
-from cli import InputError, Parser, atomic, clear_leftovers, keep_memory, number, run, shown, write_rows
-from distributed import RANK
+from dl_slicer.model import checkpoints as classifier
+from dl_slicer import distributed
+from dl_slicer.results import accuracy as measures
+from dl_slicer.patch_sets import reading as patches
+from dl_slicer.results import places
+from dl_slicer.results import portraits
+from dl_slicer.report import page as report
+from dl_slicer.results import resemblance as similarity
+from dl_slicer.cli import InputError, Parser, atomic, clear_leftovers, keep_memory, number, run, shown, write_rows
+from dl_slicer.distributed import RANK
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -23,13 +23,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-import augmentation
-import classifier
-import distributed
-import loader
-import patches
-from cli import InputError, Parser, atomic, clear_leftovers, keep_memory, number, run, shown, write_rows
-from distributed import RANK, WORLD
+from dl_slicer.patch_sets import transforms as augmentation
+from dl_slicer.model import checkpoints as classifier
+from dl_slicer import distributed
+from dl_slicer.patch_sets import batching as loader
+from dl_slicer.patch_sets import reading as patches
+from dl_slicer.cli import InputError, Parser, atomic, clear_leftovers, keep_memory, number, run, shown, write_rows
+from dl_slicer.distributed import RANK, WORLD
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from cli import InputError
+from dl_slicer.cli import InputError
 
 ROOT = Path(__file__).parent.parent
 

@@ -30,12 +30,12 @@ from PIL import Image
 from torch.nn.functional import cross_entropy
 from torchvision import transforms
 
-import classifier
-import loader
-import patches
+from dl_slicer.model import checkpoints as classifier
+from dl_slicer.patch_sets import batching as loader
+from dl_slicer.patch_sets import reading as patches
 import train_classification
 from benchmarks import pillow, relevance_cam, script
-from cli import Parser, keep_memory, run
+from dl_slicer.cli import Parser, keep_memory, run
 
 CORES = len(os.sched_getaffinity(0))
 MEAN, STD = classifier.MEAN, classifier.STD

@@ -21,12 +21,12 @@ import torchvision
 from torch.nn.functional import cross_entropy
 from torchvision import transforms
 
-import classifier
-import loader
-import patches
+from dl_slicer.model import checkpoints as classifier
+from dl_slicer.patch_sets import batching as loader
+from dl_slicer.patch_sets import reading as patches
 import train_classification
 from benchmarks import script
-from cli import Parser, number, run
+from dl_slicer.cli import Parser, number, run
 
 
 def main():

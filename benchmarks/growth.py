@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-import patches
-from cli import Parser, number, run
+from dl_slicer.patch_sets import reading as patches
+from dl_slicer.cli import Parser, number, run
 
 
 def main():
@@ -56,7 +56,7 @@ def make_set(folder, rasters, cities=45):
 
 
 def grow(folder, disk):
-    import loader       # these two have memory of their own, which is not what grows
+    from dl_slicer.patch_sets import batching as loader       # these two have memory of their own, which is not what grows
     import torch
     before, peak, started = memory("RssAnon"), memory("VmHWM"), time.perf_counter()
     patch_set, val = patches.open_split(folder, "train"), patches.open_split(folder, "val")
@@ -82,7 +82,7 @@ def grow(folder, disk):
 
 def rate_from_disk(patch_set, order, touched, disk):
     """Patches a second that reach the network's loop if nothing is cached and the disk reads so many GB a second."""
-    import loader
+    from dl_slicer.patch_sets import batching as loader
     import torch
     read, free = patch_set.read, time.perf_counter()        # free: when the disk has done what it was asked for
 

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from scipy.stats import t as student
 
-import classifier
-import patches
+from dl_slicer.model import checkpoints as classifier
+from dl_slicer.patch_sets import reading as patches
 from benchmarks import script
-from cli import InputError, Parser, atomic, number, run, shown, write_rows
+from dl_slicer.cli import InputError, Parser, atomic, number, run, shown, write_rows
 
 ROBUST = ["--recipe", "robust"]
 ROWS = {

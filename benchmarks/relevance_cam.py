@@ -11,8 +11,8 @@ import time
 import torch
 import torchvision
 
-import classifier
-from cli import Parser, number, run
+from dl_slicer.model import checkpoints as classifier
+from dl_slicer.cli import Parser, number, run
 from relevance_cam import RelevanceCAM, rules
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4")

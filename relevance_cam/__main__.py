@@ -19,12 +19,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import classifier
-import loader
-import patches
-from cli import InputError, Parser, atomic, number, run, shown, write_rows
+from dl_slicer.model import checkpoints as classifier
+from dl_slicer.patch_sets import batching as loader
+from dl_slicer.patch_sets import reading as patches
+from dl_slicer.cli import InputError, Parser, atomic, number, run, shown, write_rows
 
-from . import GradCAM, GradCAMPlusPlus, RelevanceCAM, ScoreCAM, figures, quality, rasters
+from dl_slicer.results import panels as figures
+
+from . import GradCAM, GradCAMPlusPlus, RelevanceCAM, ScoreCAM, quality, rasters
 from .resnet import LAYERS, check_layers, check_model
 
 METHODS = {"relevance-cam": RelevanceCAM, "grad-cam": GradCAM, "grad-cam++": GradCAMPlusPlus,

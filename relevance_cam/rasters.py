@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from . import figures
+from dl_slicer.results import panels as figures
 from .quality import upsample
 
 LONGEST = 1000     # pixels of a panel's longer side

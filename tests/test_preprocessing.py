@@ -20,10 +20,10 @@ import pytest
 from conftest import ROOT, SMALL, Inline, files, make_raw, picture
 from PIL import Image
 
-import cli
-import patches
+from dl_slicer import cli
+from dl_slicer.patch_sets import reading as patches
 import preprocessing
-from cli import InputError
+from dl_slicer.cli import InputError
 
 
 def command(*flags, raw, out):

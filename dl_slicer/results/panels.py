@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .quality import mask, scale, upsample
+from relevance_cam.quality import mask, scale, upsample
 
 GAP, TOP, INK, PALE, RIGHT, WRONG = 8, 72, "#1a1a1a", "#666666", "#1a7f37", "#b42318"    # TOP: height of a sheet's title and labels
 

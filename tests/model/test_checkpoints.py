@@ -22,14 +22,14 @@ import torchvision
 from PIL import Image
 from torchvision.models import Weights, WeightsEnum
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-import classifier  # noqa: E402
+from dl_slicer.model import checkpoints as classifier  # noqa: E402
 import test_classification  # noqa: E402
-import torch_file  # noqa: E402
+from dl_slicer.model import foreign_files as torch_file  # noqa: E402
 from benchmarks.growth import memory  # noqa: E402
-from cli import InputError  # noqa: E402
+from dl_slicer.cli import InputError  # noqa: E402
 
 PUBLISHED = ("resnet18", "resnet34", "resnet50", "resnet101")
 GIB = 2 ** 30

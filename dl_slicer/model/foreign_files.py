@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from cli import InputError, shown
+from dl_slicer.cli import InputError, shown
 
 LIMIT = 2 ** 22     # bytes of instructions; a ResNet-152 with Adam's state has 0.3 MB
 MAGIC, PROTOCOL = 0x1950a86a20f9469cfc6c, 1001      # what the format before torch 1.6 begins with

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from cli import InputError, shown
+from dl_slicer.cli import InputError, shown
 
 warnings.filterwarnings("ignore", module=r"PIL\.")       # of odd metadata, and of large images that are not yet too large
 

@@ -9,8 +9,8 @@ import pytest
 from conftest import picture
 
 import browser
-import report
-from cli import InputError, write_rows
+from dl_slicer.report import page as report
+from dl_slicer.cli import InputError, write_rows
 
 ODD = ["Almaty (ALA)", "<script>alert(1)</script> & Söhne (XSS)", 'Say "hello" \'there\' (QQQ)', "Санкт-Петербург (LED)", "القاهرة (CAI)", "東京 (HND)",
        "Llanfairpwllgwyngyllgogerychwyrndrobwllllantysiliogogogoch", "Ærø & Ø <b> (ÆRØ)", "{braces} %s \\n (BRC)"]

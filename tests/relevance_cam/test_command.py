@@ -6,9 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-import patches
-from cli import InputError
-from relevance_cam import figures, rasters
+from dl_slicer.patch_sets import reading as patches
+from dl_slicer.cli import InputError
+from dl_slicer.results import panels as figures
+from relevance_cam import rasters
 from relevance_cam.__main__ import draw_patches, find_city, main
 
 

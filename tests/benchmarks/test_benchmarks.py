@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-import loader
-import patches
+from dl_slicer.patch_sets import batching as loader
+from dl_slicer.patch_sets import reading as patches
 
 CPU = torch.device("cpu")
 

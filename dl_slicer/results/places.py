@@ -10,11 +10,12 @@ import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-import classifier
-import loader
-import patches
-from cli import InputError, atomic, shown, write_rows
-from relevance_cam import figures, rasters
+from dl_slicer.model import checkpoints as classifier
+from dl_slicer.patch_sets import batching as loader
+from dl_slicer.patch_sets import reading as patches
+from dl_slicer.cli import InputError, atomic, shown, write_rows
+from dl_slicer.results import panels as figures
+from relevance_cam import rasters
 
 MOST = 5            # cities named for a file
 NAMED = 10          # cities with a colour of their own in a figure

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-import measures
+from dl_slicer.results import accuracy as measures
 
 CITIES = [f"City {c} ({c})" for c in "ABCDEFG"]
 

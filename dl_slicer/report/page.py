@@ -1,6 +1,6 @@
 """One self-contained page about a run, for people who do not read CSV.
 
-    python report.py checkpoints/resnet50/test_b
+    python -m dl_slicer.report.page checkpoints/resnet50/test_b
 
 Writes report.html into the folder from the files that test_classification.py left there, and from config.json and log.csv beside the
 checkpoint. No network, no scripts from elsewhere; it opens from disk. What a run lacks (a log, intervals, portraits) is left out or said.
@@ -18,8 +18,8 @@ from pathlib import Path
 
 from PIL import Image
 
-import patches
-from cli import InputError, Parser, atomic, run, shown
+from dl_slicer.patch_sets import reading as patches
+from dl_slicer.cli import InputError, Parser, atomic, run, shown
 
 BUDGET = 5_600_000      # bytes of JPEG in the portraits: a third more as text, and the page stays below 10 MB
 SIZES = ((224, 80), (192, 76), (160, 72), (128, 64), (96, 50))      # side of a portrait's patch and JPEG quality, best first

@@ -14,9 +14,9 @@ import pytest
 from conftest import ROOT, SMALL, make_raw, picture
 from PIL import Image
 
-import patches
-from cli import InputError
-from patches import UnreadableImage, read_image
+from dl_slicer.patch_sets import reading as patches
+from dl_slicer.cli import InputError
+from dl_slicer.patch_sets.reading import UnreadableImage, read_image
 
 
 # ------------------------------------------------------------------------------------------------------------- small functions
@@ -380,7 +380,7 @@ def test_a_file_without_permission_is_told_as_such(tmp_path, monkeypatch):
 FUZZ = """
 import random, signal, sys
 from pathlib import Path
-import patches
+from dl_slicer.patch_sets import reading as patches
 from benchmarks.growth import memory
 folder, seed = Path(sys.argv[1]), random.Random(0)
 originals, read = sorted(folder.glob("base*")), 0

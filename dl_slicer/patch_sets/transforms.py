@@ -5,7 +5,7 @@ Everything works on whole batches on the device, after loader.normalise; what is
 import numpy as np
 import torch
 
-import loader
+from dl_slicer.patch_sets import batching as loader
 
 
 def draw(batch_size, seed, epoch, step):

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 from sklearn import metrics
 
-import patches
+from dl_slicer.patch_sets import reading as patches
 
 LEVEL = 0.95
 DRAWS = 2000        # bootstrap samples: a standard error is then known to about 1.6 %

@@ -18,12 +18,12 @@ import torchvision
 from PIL import Image
 from torchvision.transforms import functional
 
-import classifier
-import loader
-import patches
+from dl_slicer.model import checkpoints as classifier
+from dl_slicer.patch_sets import batching as loader
+from dl_slicer.patch_sets import reading as patches
 import test_classification
 import train_classification
-from cli import InputError
+from dl_slicer.cli import InputError
 from conftest import flags
 
 ROOT = Path(__file__).parent.parent

@@ -13,11 +13,11 @@ import torchvision
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-import augmentation
-import loader
-import torch_file
-from cli import InputError, atomic, shown
-from distributed import RANK, WORLD, total
+from dl_slicer.patch_sets import transforms as augmentation
+from dl_slicer.patch_sets import batching as loader
+from dl_slicer.model import foreign_files as torch_file
+from dl_slicer.cli import InputError, atomic, shown
+from dl_slicer.distributed import RANK, WORLD, total
 
 ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 NO_NETWORK = f"none of {', '.join(ARCHITECTURES)}"

@@ -11,7 +11,7 @@ from scipy import stats
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
-from cli import atomic
+from dl_slicer.cli import atomic
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPT = ROOT / "data" / "make_sample.py"
 
 spec = importlib.util.spec_from_file_location("make_sample", SCRIPT)

@@ -8,12 +8,13 @@ import torch
 from PIL import Image
 from torchvision.models import resnet18
 
-import cli
-import classifier
-import patches
-import portraits
+from dl_slicer import cli
+from dl_slicer.model import checkpoints as classifier
+from dl_slicer.patch_sets import reading as patches
+from dl_slicer.results import portraits
 import test_classification
-from relevance_cam import RelevanceCAM, figures
+from dl_slicer.results import panels as figures
+from relevance_cam import RelevanceCAM
 
 CHECKPOINT = {"mean": [0.5] * 3, "std": [0.25] * 3, "patch_size": 48, "stride": 24}
 

@@ -23,7 +23,7 @@ from relevance_cam import GradCAM, GradCAMPlusPlus, RelevanceCAM, ScoreCAM, rule
 from relevance_cam import relevance_cam as implementation
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
-GOLDEN = np.load(Path(__file__).parent / "data" / "relevance_cam.npz")
+GOLDEN = np.load(Path(__file__).parent / "golden.npz")
 SCORE = functools.partial(ScoreCAM, progress=False)  # a pass for every channel: kept to few of them here
 METHODS = [RelevanceCAM, GradCAM, GradCAMPlusPlus, SCORE]
 

@@ -7,10 +7,10 @@ import torch
 from conftest import picture
 from PIL import Image
 
-import classifier
-import cli
-import patches
-import places
+from dl_slicer.model import checkpoints as classifier
+from dl_slicer import cli
+from dl_slicer.patch_sets import reading as patches
+from dl_slicer.results import places
 import test_classification
 
 

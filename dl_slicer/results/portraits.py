@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-import loader
-from cli import atomic, write_rows
-from relevance_cam import RelevanceCAM, figures
+from dl_slicer.patch_sets import batching as loader
+from dl_slicer.cli import atomic, write_rows
+from dl_slicer.results import panels as figures
+from relevance_cam import RelevanceCAM
 
 LAYER = "layer3"        # deep enough to know cities, and still finer than a building block: layer4 marks half the patch
 PATCHES, PANEL = 4, 224     # patches in a row of a sheet, and their side in pixels

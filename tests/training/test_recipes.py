@@ -7,13 +7,13 @@ import pytest
 import torch
 from torchvision.transforms import functional
 
-import augmentation
-import classifier
+from dl_slicer.patch_sets import transforms as augmentation
+from dl_slicer.model import checkpoints as classifier
 import train_classification
 from benchmarks import recipes
-from cli import InputError
+from dl_slicer.cli import InputError
 from conftest import flags
-from test_training import assert_same, load, signals  # noqa: F401: a fixture
+from test_train_classification import assert_same, load, signals  # noqa: F401: a fixture
 
 MEAN, STD = classifier.MEAN, classifier.STD
 

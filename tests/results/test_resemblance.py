@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import similarity
+from dl_slicer.results import resemblance as similarity
 import test_classification
 from conftest import ROOT
 
@@ -161,9 +161,9 @@ def test_labels_of_forty_five_cities_do_not_overlap(tmp_path, monkeypatch):
 def test_forty_five_cities_take_a_minute_and_two_gigabytes_at_most(tmp_path):
     program = f"""
 import sys, time
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}, {str(ROOT / "tests" / "results")!r}]
 from benchmarks.growth import memory
-from test_similarity import made_up, test_classification
+from test_resemblance import made_up, test_classification
 results = made_up(45, 500, rasters=6, dimensions=2048)
 started = time.process_time()      # of this process: the machine may be busy
 test_classification.write_results(test_classification.Path({str(tmp_path)!r}), [f"City {{i}} (C{{i:02}})" for i in range(45)], *results, {{}})

@@ -1,0 +1,1 @@
+"""Rasters and images read, tiled and stored; patches read, in batches, on the device."""

@@ -1,0 +1,1 @@
+"""What a checkpoint and its predictions say: accuracy, resemblance, portraits, places, pictures."""

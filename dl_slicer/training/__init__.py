@@ -1,0 +1,1 @@
+"""Recipes, optimisers and schedules; the state of a run; its history."""
