@@ -1,4 +1,5 @@
 """What the benchmarks share: how they start the project's scripts."""
+
 import resource
 import subprocess
 import sys
@@ -16,7 +17,9 @@ def script(name, *flags):
     Gives the seconds that it took, and those of the processors, its workers' included.
     """
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run([sys.executable, ROOT / name, *map(str, flags)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / name, *map(str, flags)], capture_output=True, text=True
+    )
     if done.returncode:
         raise InputError(done.stderr.strip() or f"{name}: ended with {done.returncode}")
     seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -11,6 +11,7 @@ same work in turns; what stands in the table are medians. That they give the sam
 Keys of the JSON: preprocessing, input, training, evaluation (each with plain, ours, ratio, unit and more), relevance_cam (forwards),
 limits (what the machine could do at best, and how close each part comes), machine; gpu where there is one.
 """
+
 import argparse
 import json
 import os
@@ -30,12 +31,12 @@ from PIL import Image
 from torch.nn.functional import cross_entropy
 from torchvision import transforms
 
-from dl_slicer.model import checkpoints as classifier
-from dl_slicer.patch_sets import batching as loader
-from dl_slicer.patch_sets import reading as patches
 import train_classification
 from benchmarks import pillow, relevance_cam, script
 from dl_slicer.cli import Parser, keep_memory, run
+from dl_slicer.model import checkpoints as classifier
+from dl_slicer.patch_sets import batching as loader
+from dl_slicer.patch_sets import reading as patches
 
 CORES = len(os.sched_getaffinity(0))
 MEAN, STD = classifier.MEAN, classifier.STD
@@ -44,16 +45,23 @@ MEAN, STD = classifier.MEAN, classifier.STD
 def main(argv=None):
     parser = Parser(__doc__)
     parser.add_argument("--json", metavar="FILE", help="also write all figures here")
-    parser.add_argument("--quick", action="store_true", help="a minute instead of three; the ratios are rougher")
+    parser.add_argument(
+        "--quick", action="store_true", help="a minute instead of three; the ratios are rougher"
+    )
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--only", nargs="+", choices=tuple(PARTS), default=list(PARTS), help="leave the others out")
+    parser.add_argument(
+        "--only", nargs="+", choices=tuple(PARTS), default=list(PARTS), help="leave the others out"
+    )
     args = parser.parse_args(argv)
     device = classifier.pick_device(args.device)
     torch.set_num_threads(CORES)
-    keep_memory()       # plain gains by it, too, but for preprocessing
+    keep_memory()  # plain gains by it, too, but for preprocessing
     # A network on a GPU is fed more at a time, as one does there.
-    sizes = argparse.Namespace(rasters=16, rounds=3, batch=16, images=32, steps=1, quick=True) if args.quick else \
-        argparse.Namespace(rasters=48, rounds=3, batch=64, images=128, steps=1, quick=False)
+    sizes = (
+        argparse.Namespace(rasters=16, rounds=3, batch=16, images=32, steps=1, quick=True)
+        if args.quick
+        else argparse.Namespace(rasters=48, rounds=3, batch=64, images=128, steps=1, quick=False)
+    )
     if device.type == "cuda" and not args.quick:
         sizes.batch, sizes.steps = 256, 20
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as temporary:
@@ -74,18 +82,34 @@ def main(argv=None):
 
 
 def machine(device):
-    names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")] if os.path.exists("/proc/cpuinfo") else []
+    names = (
+        [
+            line.split(":")[1].strip()
+            for line in open("/proc/cpuinfo")
+            if line.startswith("model name")
+        ]
+        if os.path.exists("/proc/cpuinfo")
+        else []
+    )
     fast = getattr(torch.cpu, "get_capabilities", dict)()
-    return {"processor": names[0] if names else platform.processor(), "cores": CORES, "threads": torch.get_num_threads(),
-            "bf16_instructions": [name for name in ("avx512_bf16", "amx_bf16") if fast.get(name)],
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            "dtype": str(classifier.pick_dtype("auto", device)).removeprefix("torch."), "date": time.strftime("%Y-%m-%d"), **classifier.versions()}
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": CORES,
+        "threads": torch.get_num_threads(),
+        "bf16_instructions": [name for name in ("avx512_bf16", "amx_bf16") if fast.get(name)],
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "dtype": str(classifier.pick_dtype("auto", device)).removeprefix("torch."),
+        "date": time.strftime("%Y-%m-%d"),
+        **classifier.versions(),
+    }
 
 
 def make_data(work, sizes):
     """raw/: rasters of 4800 x 4800 pixels in two cities with two sites each, four drawn at a quarter of that and laid out like tiles.
     patches/: the patch set of four of them (quick: of the quarters), with JPEGs."""
-    script("data/make_sample.py", "--out", work / "drawn", "--cities", 2, "--sites", 2, "--size", 2400)
+    script(
+        "data/make_sample.py", "--out", work / "drawn", "--cities", 2, "--sites", 2, "--size", 2400
+    )
     for raster in sorted((work / "drawn").rglob("*.jpg")):
         with Image.open(raster) as image:
             large = Image.fromarray(np.tile(np.asarray(image), (2, 2, 1)))
@@ -94,7 +118,16 @@ def make_data(work, sizes):
             folder.mkdir(parents=True)
             for copy in range(copies):
                 large.save(folder / f"{raster.stem}-{copy}.jpg", quality=85)
-    script("preprocessing.py", "--raw", work / ("drawn" if sizes.quick else "one"), "--out", work / "patches", "--jpegs", "--test-b", sizes.images // 2)
+    script(
+        "preprocessing.py",
+        "--raw",
+        work / ("drawn" if sizes.quick else "one"),
+        "--out",
+        work / "patches",
+        "--jpegs",
+        "--test-b",
+        sizes.images // 2,
+    )
 
 
 def in_turns(rounds, **sides):
@@ -116,21 +149,30 @@ def waited(device):
 
 # ------------------------------------------------------------------------------------------------------------ preprocessing
 
+
 def preprocessing(work, sizes, device):
     """Seconds a raster: the whole command with as many workers as cores, one process of Pillow, and decoding alone in as many processes."""
     rasters = sorted((work / "raw").rglob("*.jpg"))
     check_patches(work)
 
-    cpu = {"ours": [], "decoding": []}     # seconds: they say the same on a machine that others use, too
+    cpu = {
+        "ours": [],
+        "decoding": [],
+    }  # seconds: they say the same on a machine that others use, too
 
     def ours():
         shutil.rmtree(work / "out", ignore_errors=True)
-        seconds, cpu_seconds = script("preprocessing.py", "--raw", work / "raw", "--out", work / "out", "--workers", CORES)
+        seconds, cpu_seconds = script(
+            "preprocessing.py", "--raw", work / "raw", "--out", work / "out", "--workers", CORES
+        )
         cpu["ours"].append(cpu_seconds)
         return seconds
 
-    spawned = get_context("spawn").Pool      # with the memory settings of a usual script, and not of this one
+    spawned = get_context(
+        "spawn"
+    ).Pool  # with the memory settings of a usual script, and not of this one
     with spawned(CORES) as usual, spawned(CORES, keep_memory) as kept, spawned(1) as script_like:
+
         def decoding():
             cpu["decoding"].append(sum(usual.map(pillow.decode, rasters, chunksize=1)))
 
@@ -138,21 +180,31 @@ def preprocessing(work, sizes, device):
             kept.map(pillow.decode, rasters, chunksize=1)
 
         def plain():
-            return script_like.apply(pillow.tile, (rasters[::len(rasters) // 4], work / "plain"))
+            return script_like.apply(pillow.tile, (rasters[:: len(rasters) // 4], work / "plain"))
 
         sides = {"ours": ours, "decoding": decoding, "decoding_kept": decoding_kept, "plain": plain}
         for side in sides.values():
-            side()      # not counted: processes start, and a virtual machine is slow the first time that it uses a page of memory
+            side()  # not counted: processes start, and a virtual machine is slow the first time that it uses a page of memory
         for seconds in cpu.values():
             seconds.clear()
         found = in_turns(sizes.rounds, **sides)
     for name in ("ours", "decoding", "decoding_kept"):
         found[name] /= len(rasters)
-    return {"plain": found["plain"], "ours": found["ours"], "ratio": found["plain"] / found["ours"], "unit": "s a raster", "workers": CORES,
-            "rasters": len(rasters), "pixels": [4800, 4800], "decoding": found["decoding"], "decoding_kept": found["decoding_kept"],
-            "times_decoding": found["ours"] / found["decoding"], "cpu": statistics.median(cpu["ours"]) / len(rasters),
-            "decoding_cpu": statistics.median(cpu["decoding"]) / len(rasters),
-            "times_decoding_cpu": statistics.median(cpu["ours"]) / statistics.median(cpu["decoding"])}
+    return {
+        "plain": found["plain"],
+        "ours": found["ours"],
+        "ratio": found["plain"] / found["ours"],
+        "unit": "s a raster",
+        "workers": CORES,
+        "rasters": len(rasters),
+        "pixels": [4800, 4800],
+        "decoding": found["decoding"],
+        "decoding_kept": found["decoding_kept"],
+        "times_decoding": found["ours"] / found["decoding"],
+        "cpu": statistics.median(cpu["ours"]) / len(rasters),
+        "decoding_cpu": statistics.median(cpu["decoding"]) / len(rasters),
+        "times_decoding_cpu": statistics.median(cpu["ours"]) / statistics.median(cpu["decoding"]),
+    }
 
 
 def check_patches(work):
@@ -163,18 +215,40 @@ def check_patches(work):
         with Image.open(patch_set.root / patch_set.description["raw"] / region.raster) as image:
             crop = image.crop((col * 240, row * 240, col * 240 + 480, row * 240 + 480))
         plain = np.asarray(transforms.Resize((224, 224))(crop), int)
-        assert abs(plain - patch_set.read([index])[0])[2:-2, 2:-2].max() <= 1, f"{region.region} {row} {col}"
+        assert abs(plain - patch_set.read([index])[0])[2:-2, 2:-2].max() <= 1, (
+            f"{region.region} {row} {col}"
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------ input
 
+
 def image_folder(work, split, batch, device, shuffle=True, samples=None):
     """Plain's way to batches; samples: how many patches, more than there are for several epochs without a break."""
-    folder = torchvision.datasets.ImageFolder(work / "patches" / split, transforms.Compose([
-        transforms.Resize((224, 224)), *([transforms.RandomHorizontalFlip(), transforms.RandomVerticalFlip()] if shuffle else []),
-        transforms.ToTensor(), transforms.Normalize(MEAN, STD)]))
+    folder = torchvision.datasets.ImageFolder(
+        work / "patches" / split,
+        transforms.Compose(
+            [
+                transforms.Resize((224, 224)),
+                *(
+                    [transforms.RandomHorizontalFlip(), transforms.RandomVerticalFlip()]
+                    if shuffle
+                    else []
+                ),
+                transforms.ToTensor(),
+                transforms.Normalize(MEAN, STD),
+            ]
+        ),
+    )
     sampler = torch.utils.data.RandomSampler(folder, num_samples=samples) if shuffle else None
-    return torch.utils.data.DataLoader(folder, batch, sampler=sampler, num_workers=CORES, drop_last=shuffle, pin_memory=device.type == "cuda")
+    return torch.utils.data.DataLoader(
+        folder,
+        batch,
+        sampler=sampler,
+        num_workers=CORES,
+        drop_last=shuffle,
+        pin_memory=device.type == "cuda",
+    )
 
 
 def input_path(work, sizes, device):
@@ -189,7 +263,7 @@ def input_path(work, sizes, device):
         for images, _ in image_folder(work, "train", batch, device, samples=samples):
             images.to(device)
             if started is None:
-                started = waited(device)        # the workers' start is not counted
+                started = waited(device)  # the workers' start is not counted
             else:
                 done += len(images)
         return (waited(device) - started) / done
@@ -198,7 +272,9 @@ def input_path(work, sizes, device):
         started, done = waited(device), 0
         while done < 2000:
             for step, (images, _) in enumerate(loader.batches(patch_set, order, device)):
-                loader.normalise(images, MEAN, STD, loader.to_device(loader.flips(batch, 0, 0, step), device))
+                loader.normalise(
+                    images, MEAN, STD, loader.to_device(loader.flips(batch, 0, 0, step), device)
+                )
                 done += batch
         return (waited(device) - started) / done
 
@@ -213,18 +289,33 @@ def input_path(work, sizes, device):
     ours()
     found = in_turns(sizes.rounds + 2, plain=plain, ours=ours, raw=raw)
     # From the disk, as after a restart.
-    files = {"plain": sorted((work / "patches" / "train").rglob("*.jpg")), "ours": sorted((work / "patches" / "arrays").rglob("*.npy"))}
+    files = {
+        "plain": sorted((work / "patches" / "train").rglob("*.jpg")),
+        "ours": sorted((work / "patches" / "arrays").rglob("*.npy")),
+    }
     forget(files["plain"])
     cold_plain = plain(len(patch_set))
     forget(files["ours"])
     started = waited(device)
-    for _ in loader.batches(patches.open_split(work / "patches", "train"), order, device, where="files"):
+    for _ in loader.batches(
+        patches.open_split(work / "patches", "train"), order, device, where="files"
+    ):
         pass
     cold_ours = (waited(device) - started) / order.size
     rate = {name: 1 / seconds / CORES for name, seconds in found.items()}
-    return {"plain": rate["plain"], "ours": rate["ours"], "ratio": rate["ours"] / rate["plain"], "unit": "patches a second and core", "batch": batch,
-            "raw": rate["raw"] * CORES, "raw_ratio": rate["raw"] * CORES / rate["plain"], "raw_cores": 1,
-            "cold_plain": 1 / cold_plain / CORES, "cold_raw": 1 / cold_ours, "seconds_a_patch": found["ours"]}
+    return {
+        "plain": rate["plain"],
+        "ours": rate["ours"],
+        "ratio": rate["ours"] / rate["plain"],
+        "unit": "patches a second and core",
+        "batch": batch,
+        "raw": rate["raw"] * CORES,
+        "raw_ratio": rate["raw"] * CORES / rate["plain"],
+        "raw_cores": 1,
+        "cold_plain": 1 / cold_plain / CORES,
+        "cold_raw": 1 / cold_ours,
+        "seconds_a_patch": found["ours"],
+    }
 
 
 def check_batches(work, patch_set, device):
@@ -233,11 +324,15 @@ def check_batches(work, patch_set, device):
     images, _ = next(iter(loader.batches(patch_set, [index], device)))
     ours = loader.normalise(images, MEAN, STD).cpu()
     exact = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
-    assert torch.allclose(ours, torch.stack([exact(patch) for patch in patch_set.read(index)]), atol=1e-5)
+    assert torch.allclose(
+        ours, torch.stack([exact(patch) for patch in patch_set.read(index)]), atol=1e-5
+    )
     folder = image_folder(work, "train", 8, device, shuffle=False).dataset
     plain = torch.stack([folder[i][0] for i in index])
     assert [folder.targets[i] for i in index] == patch_set.labels[index].tolist()
-    assert (plain - ours).abs().mean() * 255 * statistics.mean(STD) < 4, "other patches than in the JPEGs"
+    assert (plain - ours).abs().mean() * 255 * statistics.mean(STD) < 4, (
+        "other patches than in the JPEGs"
+    )
 
 
 def forget(files):
@@ -250,6 +345,7 @@ def forget(files):
 
 # ------------------------------------------------------------------------------------------------------------ network
 
+
 def network(device, fast):
     torch.manual_seed(0)
     model = torchvision.models.resnet50(num_classes=2)
@@ -258,19 +354,42 @@ def network(device, fast):
 
 def training(work, sizes, device):
     """Seconds a step of ResNet-50, from the patch set to updated weights: train_classification.train_epoch against a plain loop."""
-    patch_set, dtype = patches.open_split(work / "patches", "train"), classifier.pick_dtype("auto", device)
+    patch_set, dtype = (
+        patches.open_split(work / "patches", "train"),
+        classifier.pick_dtype("auto", device),
+    )
     batch = min(sizes.batch, len(patch_set) // 4)
     args = train_classification.arguments(["--weights", "none"])
     fast, slow = network(device, True), network(device, False)
-    fused, usual = train_classification.make_optimizer(args, fast), torch.optim.Adam(slow.parameters(), lr=1e-3)
+    fused, usual = (
+        train_classification.make_optimizer(args, fast),
+        torch.optim.Adam(slow.parameters(), lr=1e-3),
+    )
     classifier_agrees(patch_set, slow, fast, device, dtype)
-    order = loader.epoch_order(patch_set.labels, batch, 0, 0)[:sizes.steps]
-    one = torch.randn(batch, 3, 224, 224, device=device).contiguous(memory_format=torch.channels_last)
+    order = loader.epoch_order(patch_set.labels, batch, 0, 0)[: sizes.steps]
+    one = torch.randn(batch, 3, 224, 224, device=device).contiguous(
+        memory_format=torch.channels_last
+    )
     labels = torch.zeros(batch, dtype=torch.long, device=device)
 
     def ours():
         started = waited(device)
-        train_classification.train_epoch(fast, fused, None, patch_set, order, 0, 0, [0.0, 0.0, 0], args, device, dtype, 0, lambda: False, None)
+        train_classification.train_epoch(
+            fast,
+            fused,
+            None,
+            patch_set,
+            order,
+            0,
+            0,
+            [0.0, 0.0, 0],
+            args,
+            device,
+            dtype,
+            0,
+            lambda: False,
+            None,
+        )
         return (waited(device) - started) / len(order)
 
     batches = endless(lambda: image_folder(work, "train", batch, device))
@@ -286,7 +405,7 @@ def training(work, sizes, device):
             usual.step()
             loss.item()
         found = (waited(device) - started) / len(order)
-        time.sleep(0.06 * batch)        # its workers read ahead now, and not while the others are timed
+        time.sleep(0.06 * batch)  # its workers read ahead now, and not while the others are timed
         return found
 
     def in_memory():
@@ -307,11 +426,23 @@ def training(work, sizes, device):
     repeats = 10
     for _ in range(repeats):
         for step, (images, _) in enumerate(loader.batches(patch_set, order, device)):
-            loader.normalise(images, MEAN, STD, loader.to_device(loader.flips(batch, 0, 0, step), device))
+            loader.normalise(
+                images, MEAN, STD, loader.to_device(loader.flips(batch, 0, 0, step), device)
+            )
     feeding = (waited(device) - started) / repeats / len(order)
-    return {"plain": found["plain"], "ours": found["ours"], "ratio": found["plain"] / found["ours"], "unit": "s a step", "arch": "resnet50", "batch": batch,
-            "dtype": str(dtype).removeprefix("torch."), "patches_a_second": batch / found["ours"], "in_memory": found["in_memory"],
-            "input_s": feeding, "input_share": feeding / found["ours"]}
+    return {
+        "plain": found["plain"],
+        "ours": found["ours"],
+        "ratio": found["plain"] / found["ours"],
+        "unit": "s a step",
+        "arch": "resnet50",
+        "batch": batch,
+        "dtype": str(dtype).removeprefix("torch."),
+        "patches_a_second": batch / found["ours"],
+        "in_memory": found["in_memory"],
+        "input_s": feeding,
+        "input_share": feeding / found["ours"],
+    }
 
 
 def endless(make):
@@ -332,7 +463,10 @@ def classifier_agrees(patch_set, slow, fast, device, dtype):
 
 def evaluation(work, sizes, device):
     """Seconds for the patches of test_b through ResNet-50: classifier.evaluate against a plain loop."""
-    patch_set, dtype = patches.open_split(work / "patches", "test_b"), classifier.pick_dtype("auto", device)
+    patch_set, dtype = (
+        patches.open_split(work / "patches", "test_b"),
+        classifier.pick_dtype("auto", device),
+    )
     fast, slow = network(device, True), network(device, False)
     classifier_agrees(patch_set, slow, fast, device, dtype)
 
@@ -347,15 +481,26 @@ def evaluation(work, sizes, device):
 
     ours()
     found = in_turns(sizes.rounds, ours=ours, plain=plain)
-    return {"plain": found["plain"] / len(patch_set), "ours": found["ours"] / len(patch_set), "ratio": found["plain"] / found["ours"], "unit": "s a patch",
-            "arch": "resnet50", "patches": len(patch_set), "dtype": str(dtype).removeprefix("torch."), "patches_a_second": len(patch_set) / found["ours"]}
+    return {
+        "plain": found["plain"] / len(patch_set),
+        "ours": found["ours"] / len(patch_set),
+        "ratio": found["plain"] / found["ours"],
+        "unit": "s a patch",
+        "arch": "resnet50",
+        "patches": len(patch_set),
+        "dtype": str(dtype).removeprefix("torch."),
+        "patches_a_second": len(patch_set) / found["ours"],
+    }
 
 
 def saliency(work, sizes, device):
-    return relevance_cam.measure(batch=2 if sizes.quick else 8, device=str(device), rounds=1 if sizes.quick else 3)
+    return relevance_cam.measure(
+        batch=2 if sizes.quick else 8, device=str(device), rounds=1 if sizes.quick else 3
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ limits
+
 
 def limits(result):
     """The best that this machine could do, and what share of it each part reaches."""
@@ -372,7 +517,9 @@ def limits(result):
     found = {"memory_copy_GB_a_second": source.nbytes / seconds / 1e9, "close": {}}
     if "preprocessing" in result:
         found["decoding_s_a_raster"] = result["preprocessing"]["decoding_kept"]
-        found["close"]["preprocessing"] = result["preprocessing"]["decoding_kept"] / result["preprocessing"]["ours"]
+        found["close"]["preprocessing"] = (
+            result["preprocessing"]["decoding_kept"] / result["preprocessing"]["ours"]
+        )
     if "input" in result:
         found["copied_patches_a_second"] = 64 / seconds
         found["close"]["input_raw"] = result["input"]["raw"] * seconds / 64
@@ -384,12 +531,17 @@ def limits(result):
 
 def gpu(work, sizes, device):
     """Patches a second of ResNet-50 in training: arrays on the device, arrays in files, and one batch that is there already."""
-    patch_set, dtype = patches.open_split(work / "patches", "train"), classifier.pick_dtype("auto", device)
+    patch_set, dtype = (
+        patches.open_split(work / "patches", "train"),
+        classifier.pick_dtype("auto", device),
+    )
     args = train_classification.arguments(["--weights", "none"])
     model = network(device, True)
     optimizer = train_classification.make_optimizer(args, model)
     order = np.random.default_rng(0).integers(0, len(patch_set), (sizes.steps, sizes.batch))
-    one = torch.randn(sizes.batch, 3, 224, 224, device=device).contiguous(memory_format=torch.channels_last)
+    one = torch.randn(sizes.batch, 3, 224, 224, device=device).contiguous(
+        memory_format=torch.channels_last
+    )
     labels = torch.zeros(sizes.batch, dtype=torch.long, device=device)
 
     def steps(feed):
@@ -404,15 +556,34 @@ def gpu(work, sizes, device):
         return (waited(device) - started) / order.size
 
     def fed(where):
-        for step, (images, truth) in enumerate(loader.batches(patch_set, order, device, where=where)):
-            yield loader.normalise(images, MEAN, STD, loader.to_device(loader.flips(sizes.batch, 0, 0, step), device)), truth
+        for step, (images, truth) in enumerate(
+            loader.batches(patch_set, order, device, where=where)
+        ):
+            yield (
+                loader.normalise(
+                    images,
+                    MEAN,
+                    STD,
+                    loader.to_device(loader.flips(sizes.batch, 0, 0, step), device),
+                ),
+                truth,
+            )
 
-    sides = {"device": lambda: steps(fed("device")), "files": lambda: steps(fed("files")), "in_memory": lambda: steps([(one, labels)] * len(order))}
+    sides = {
+        "device": lambda: steps(fed("device")),
+        "files": lambda: steps(fed("files")),
+        "in_memory": lambda: steps([(one, labels)] * len(order)),
+    }
     for warm in sides.values():
         warm()
     rate = {name: 1 / seconds for name, seconds in in_turns(sizes.rounds, **sides).items()}
-    return {**rate, "unit": "patches a second", "batch": sizes.batch, "share_device": rate["device"] / rate["in_memory"],
-            "share_files": rate["files"] / rate["in_memory"]}
+    return {
+        **rate,
+        "unit": "patches a second",
+        "batch": sizes.batch,
+        "share_device": rate["device"] / rate["in_memory"],
+        "share_files": rate["files"] / rate["in_memory"],
+    }
 
 
 def show(result):
@@ -421,24 +592,45 @@ def show(result):
     for name in PARTS:
         row = result.get(name, {})
         if "ratio" in row:
-            print(f"{name:<16}{row['plain']:>10.4g}{row['ours']:>10.4g}{row['ratio']:>8.1f}x   {row['unit']}")
+            print(
+                f"{name:<16}{row['plain']:>10.4g}{row['ours']:>10.4g}{row['ratio']:>8.1f}x   {row['unit']}"
+            )
         if name == "preprocessing" and row:
-            print(f"{'':<16}{row['times_decoding']:.2f} times decoding alone ({row['decoding']:.3f} s a raster), {row['workers']} workers, {row['rasters']} rasters with start-up; "
-                  f"{row['times_decoding_cpu']:.2f} times in CPU time")
+            print(
+                f"{'':<16}{row['times_decoding']:.2f} times decoding alone ({row['decoding']:.3f} s a raster), {row['workers']} workers, {row['rasters']} rasters with start-up; "
+                f"{row['times_decoding_cpu']:.2f} times in CPU time"
+            )
         if name == "input" and row:
-            print(f"{'  raw uint8':<16}{row['plain']:>10.4g}{row['raw']:>10.4g}{row['raw_ratio']:>8.1f}x   {row['unit']}")
-            print(f"{'  cold start':<16}{row['cold_plain']:>10.4g}{row['cold_raw']:>10.4g}{row['cold_raw'] / row['cold_plain']:>8.1f}x   {row['unit']}, raw on our side")
+            print(
+                f"{'  raw uint8':<16}{row['plain']:>10.4g}{row['raw']:>10.4g}{row['raw_ratio']:>8.1f}x   {row['unit']}"
+            )
+            print(
+                f"{'  cold start':<16}{row['cold_plain']:>10.4g}{row['cold_raw']:>10.4g}{row['cold_raw'] / row['cold_plain']:>8.1f}x   {row['unit']}, raw on our side"
+            )
         if name == "training" and row:
-            print(f"{'':<16}input takes {100 * row['input_share']:.1f} % of a step; {row['patches_a_second']:.1f} patches a second")
+            print(
+                f"{'':<16}input takes {100 * row['input_share']:.1f} % of a step; {row['patches_a_second']:.1f} patches a second"
+            )
         if name == "relevance_cam" and row:
             print(f"{name:<16}{row['forwards']:>29.2f}    plain forward passes")
-    print("\nlimits: memory copy " + f"{result['limits']['memory_copy_GB_a_second']:.1f} GB/s; reached: "
-          + ", ".join(f"{name} {100 * share:.0f} %" for name, share in result["limits"]["close"].items()))
+    print(
+        "\nlimits: memory copy "
+        + f"{result['limits']['memory_copy_GB_a_second']:.1f} GB/s; reached: "
+        + ", ".join(
+            f"{name} {100 * share:.0f} %" for name, share in result["limits"]["close"].items()
+        )
+    )
     if "gpu" in result:
         print("gpu: " + ", ".join(f"{key} {value}" for key, value in result["gpu"].items()))
 
 
-PARTS = {"preprocessing": preprocessing, "input": input_path, "training": training, "evaluation": evaluation, "relevance_cam": saliency}
+PARTS = {
+    "preprocessing": preprocessing,
+    "input": input_path,
+    "training": training,
+    "evaluation": evaluation,
+    "relevance_cam": saliency,
+}
 
 if __name__ == "__main__":
     run(main)

@@ -7,6 +7,7 @@ Plain: the JPEG patches through ImageFolder, Resize, ToTensor and Normalize; flo
 processor is fast at it, channels_last. Both start from the same weights and see the same patches in the same order with the same
 flips and rates, so what differs is what the fast path does to the numbers: JPEG compression left out, and rounding.
 """
+
 import csv
 import json
 import math
@@ -21,12 +22,12 @@ import torchvision
 from torch.nn.functional import cross_entropy
 from torchvision import transforms
 
-from dl_slicer.model import checkpoints as classifier
-from dl_slicer.patch_sets import batching as loader
-from dl_slicer.patch_sets import reading as patches
 import train_classification
 from benchmarks import script
 from dl_slicer.cli import Parser, number, run
+from dl_slicer.model import checkpoints as classifier
+from dl_slicer.patch_sets import batching as loader
+from dl_slicer.patch_sets import reading as patches
 
 
 def main():
@@ -38,31 +39,80 @@ def main():
     parser.add_argument("--seeds", type=number(least=1), default=5)
     parser.add_argument("--batch-size", type=number(least=1), default=32)
     parser.add_argument("--lr", type=number(float, above=0), default=3e-4)
-    parser.add_argument("--schedule", choices=("constant", "cosine"), default="cosine", help="at a constant rate single epochs swing too much to compare")
+    parser.add_argument(
+        "--schedule",
+        choices=("constant", "cosine"),
+        default="cosine",
+        help="at a constant rate single epochs swing too much to compare",
+    )
     parser.add_argument("--arch", default="resnet18", choices=classifier.ARCHITECTURES)
     parser.add_argument("--json", help="also write the figures here")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         data = Path(temporary, "patches")
-        script("preprocessing.py", "--raw", args.raw, "--out", data, "--stride", args.stride, "--image-size", args.image_size, "--jpegs")
+        script(
+            "preprocessing.py",
+            "--raw",
+            args.raw,
+            "--out",
+            data,
+            "--stride",
+            args.stride,
+            "--image-size",
+            args.image_size,
+            "--jpegs",
+        )
         sides = {"plain": Plain(data, args), "ours": None}
         rows = []
         for seed in range(args.seeds):
             for side in sides:
                 started = time.time()
-                found = sides[side].train(seed) if side == "plain" else ours(data, Path(temporary, f"run{seed}"), seed, args)
-                rows.append({"seed": seed, "side": side, **found, "seconds": round(time.time() - started, 1)})
-                print("  ".join(f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-    result = {**vars(args), "rows": rows, "threads": torch.get_num_threads(), "versions": classifier.versions(),
-              "dtype": str(classifier.pick_dtype("auto", torch.device("cpu")))}
+                found = (
+                    sides[side].train(seed)
+                    if side == "plain"
+                    else ours(data, Path(temporary, f"run{seed}"), seed, args)
+                )
+                rows.append(
+                    {
+                        "seed": seed,
+                        "side": side,
+                        **found,
+                        "seconds": round(time.time() - started, 1),
+                    }
+                )
+                print(
+                    "  ".join(
+                        f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}"
+                        for key, value in rows[-1].items()
+                    ),
+                    flush=True,
+                )
+    result = {
+        **vars(args),
+        "rows": rows,
+        "threads": torch.get_num_threads(),
+        "versions": classifier.versions(),
+        "dtype": str(classifier.pick_dtype("auto", torch.device("cpu"))),
+    }
     for figure in ("test", "val_last3"):
         plain, fast = ([row[figure] for row in rows if row["side"] == side] for side in sides)
         difference = [b - a for a, b in zip(plain, fast)]
-        error = statistics.stdev(difference) / math.sqrt(len(difference)) if len(difference) > 1 else math.nan
-        result[figure] = {"plain": statistics.mean(plain), "ours": statistics.mean(fast), "difference": statistics.mean(difference), "standard_error": error,
-                          "plain_sd": statistics.stdev(plain) if len(plain) > 1 else math.nan}
-        print(f"{figure}: plain {statistics.mean(plain):.4f}  ours {statistics.mean(fast):.4f}  difference {statistics.mean(difference):+.4f} "
-              f"+- {error:.4f} (standard error, {len(difference)} seeds in pairs); plain's own spread over seeds {result[figure]['plain_sd']:.4f}")
+        error = (
+            statistics.stdev(difference) / math.sqrt(len(difference))
+            if len(difference) > 1
+            else math.nan
+        )
+        result[figure] = {
+            "plain": statistics.mean(plain),
+            "ours": statistics.mean(fast),
+            "difference": statistics.mean(difference),
+            "standard_error": error,
+            "plain_sd": statistics.stdev(plain) if len(plain) > 1 else math.nan,
+        }
+        print(
+            f"{figure}: plain {statistics.mean(plain):.4f}  ours {statistics.mean(fast):.4f}  difference {statistics.mean(difference):+.4f} "
+            f"+- {error:.4f} (standard error, {len(difference)} seeds in pairs); plain's own spread over seeds {result[figure]['plain_sd']:.4f}"
+        )
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=1))
 
@@ -76,7 +126,9 @@ class Plain:
         # Every epoch would read the same pixels from the JPEGs: once is enough where it is not timed.
         self.images, self.labels = {}, {}
         for split in ("train", "val", "test"):
-            folder = torchvision.datasets.ImageFolder(data / split, transforms.Compose([resize, transforms.PILToTensor()]))
+            folder = torchvision.datasets.ImageFolder(
+                data / split, transforms.Compose([resize, transforms.PILToTensor()])
+            )
             self.images[split] = torch.stack([image for image, _ in folder])
             self.labels[split] = torch.tensor(folder.targets)
             self.check(patches.open_split(data, split), split)
@@ -87,7 +139,9 @@ class Plain:
         """Both sides have the same patches in the same order, but for the JPEGs' compression."""
         assert np.array_equal(patch_set.labels, self.labels[split].numpy())
         for i in range(0, len(patch_set), max(1, len(patch_set) // 50)):
-            difference = self.images[split][i].permute(1, 2, 0).numpy().astype(int) - patch_set.read([i])[0]
+            difference = (
+                self.images[split][i].permute(1, 2, 0).numpy().astype(int) - patch_set.read([i])[0]
+            )
             assert abs(difference).mean() < 4, (split, i, abs(difference).mean())
 
     def train(self, seed):
@@ -100,9 +154,13 @@ class Plain:
             model.train()
             order = loader.epoch_order(self.labels["train"].numpy(), args.batch_size, seed, epoch)
             for step, batch in enumerate(order):
-                optimizer.param_groups[0]["lr"] = train_classification.learning_rate(args, epoch + (step + 0.5) / len(order))
+                optimizer.param_groups[0]["lr"] = train_classification.learning_rate(
+                    args, epoch + (step + 0.5) / len(order)
+                )
                 flipped = loader.flips(len(batch), seed, epoch, step)
-                images = torch.stack([self.tensor("train", i, *flips) for i, flips in zip(batch, flipped.T)])
+                images = torch.stack(
+                    [self.tensor("train", i, *flips) for i, flips in zip(batch, flipped.T)]
+                )
                 loss = cross_entropy(model(images), self.labels["train"][batch])
                 optimizer.zero_grad()
                 loss.backward()
@@ -124,17 +182,54 @@ class Plain:
         model.eval()
         right = 0
         for some in torch.arange(len(self.labels[split])).split(64):
-            right += (model(torch.stack([self.tensor(split, i) for i in some])).argmax(1) == self.labels[split][some]).sum().item()
+            right += (
+                (
+                    model(torch.stack([self.tensor(split, i) for i in some])).argmax(1)
+                    == self.labels[split][some]
+                )
+                .sum()
+                .item()
+            )
         return right / len(self.labels[split])
 
 
 def ours(data, run, seed, args):
-    script("train_classification.py", "--data", data, "--run", run, "--arch", args.arch, "--weights", "none", "--epochs", args.epochs,
-           "--batch-size", args.batch_size, "--lr", args.lr, "--schedule", args.schedule, "--seed", seed)
-    script("test_classification.py", "--checkpoint", run / "last.pth", "--data", data, "--split", "test")
+    script(
+        "train_classification.py",
+        "--data",
+        data,
+        "--run",
+        run,
+        "--arch",
+        args.arch,
+        "--weights",
+        "none",
+        "--epochs",
+        args.epochs,
+        "--batch-size",
+        args.batch_size,
+        "--lr",
+        args.lr,
+        "--schedule",
+        args.schedule,
+        "--seed",
+        seed,
+    )
+    script(
+        "test_classification.py",
+        "--checkpoint",
+        run / "last.pth",
+        "--data",
+        data,
+        "--split",
+        "test",
+    )
     with open(run / "log.csv") as log:
         val = [float(row["val_accuracy"]) for row in csv.DictReader(log)][-3:]
-    return {"test": json.loads((run / "test" / "metrics.json").read_text())["accuracy"], "val_last3": statistics.mean(val)}
+    return {
+        "test": json.loads((run / "test" / "metrics.json").read_text())["accuracy"],
+        "val_last3": statistics.mean(val),
+    }
 
 
 if __name__ == "__main__":

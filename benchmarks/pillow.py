@@ -2,6 +2,7 @@
 
 A module of its own, for processes of their own: they have the memory settings of neither the benchmark nor preprocessing.py.
 """
+
 import time
 
 from PIL import Image
@@ -23,5 +24,7 @@ def tile(paths, out):
         image = Image.open(path).convert("RGB")
         for y in range(0, image.height - 479, 240):
             for x in range(0, image.width - 479, 240):
-                image.crop((x, y, x + 480, y + 480)).save(out / f"{path.stem}_{y}_{x}.jpg", quality=95)
+                image.crop((x, y, x + 480, y + 480)).save(
+                    out / f"{path.stem}_{y}_{x}.jpg", quality=95
+                )
     return (time.perf_counter() - started) / len(paths)

@@ -8,6 +8,7 @@ Without --raw a hard sample is drawn: twelve cities in three groups of four much
 Every row trains from scratch (or from --weights) at equal epochs and takes the last epoch, never a chosen one. The val accuracies decide
 what a recipe is made of; --test also measures the last epoch on test. What is finished is kept in <out>/runs.csv and not run again.
 """
+
 import csv
 import json
 import statistics
@@ -16,10 +17,10 @@ from pathlib import Path
 import torch
 from scipy.stats import t as student
 
-from dl_slicer.model import checkpoints as classifier
-from dl_slicer.patch_sets import reading as patches
 from benchmarks import script
 from dl_slicer.cli import InputError, Parser, atomic, number, run, shown, write_rows
+from dl_slicer.model import checkpoints as classifier
+from dl_slicer.patch_sets import reading as patches
 
 ROBUST = ["--recipe", "robust"]
 ROWS = {
@@ -38,52 +39,137 @@ COLUMNS = ("row", "seed", "val", "best_val", "swing", "test", "seconds", "cpu_se
 
 def main(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("--raw", default=None, help="folder of rasters; default: draw the hard sample")
-    parser.add_argument("--out", required=True, help="folder of the patch set, the runs and runs.csv")
+    parser.add_argument(
+        "--raw", default=None, help="folder of rasters; default: draw the hard sample"
+    )
+    parser.add_argument(
+        "--out", required=True, help="folder of the patch set, the runs and runs.csv"
+    )
     parser.add_argument("--stride", type=number(least=1), default=240)
-    parser.add_argument("--image-size", type=number(least=1), default=64, help="small, so that many runs are affordable")
+    parser.add_argument(
+        "--image-size",
+        type=number(least=1),
+        default=64,
+        help="small, so that many runs are affordable",
+    )
     parser.add_argument("--arch", default="resnet18", choices=classifier.ARCHITECTURES)
     parser.add_argument("--weights", default="none", help="none, or a file")
     parser.add_argument("--epochs", type=number(least=5), default=20)
     parser.add_argument("--batch-size", type=number(least=1), default=32)
     parser.add_argument("--seeds", type=number(least=1), default=5)
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
-    parser.add_argument("--test", action="store_true", help="also measure the last epoch on test, once a run")
+    parser.add_argument(
+        "--test", action="store_true", help="also measure the last epoch on test, once a run"
+    )
     args = parser.parse_args(argv)
     out = Path(args.out)
     raw = Path(args.raw) if args.raw else out / "raw"
     if not args.raw and not raw.is_dir():
-        script("data/make_sample.py", "--out", raw, "--cities", 12, "--alike", 4, "--light", 1.5, "--sites", 3, "--seed", 3)
-    script("preprocessing.py", "--raw", raw, "--out", out / "patches", "--stride", args.stride, "--image-size", args.image_size)
+        script(
+            "data/make_sample.py",
+            "--out",
+            raw,
+            "--cities",
+            12,
+            "--alike",
+            4,
+            "--light",
+            1.5,
+            "--sites",
+            3,
+            "--seed",
+            3,
+        )
+    script(
+        "preprocessing.py",
+        "--raw",
+        raw,
+        "--out",
+        out / "patches",
+        "--stride",
+        args.stride,
+        "--image-size",
+        args.image_size,
+    )
 
-    settings = {key: getattr(args, key) for key in ("raw", "stride", "image_size", "arch", "weights", "epochs", "batch_size")}
+    settings = {
+        key: getattr(args, key)
+        for key in ("raw", "stride", "image_size", "arch", "weights", "epochs", "batch_size")
+    }
     results = kept(out, settings)
-    for seed in range(args.seeds):      # seed by seed, so that what disturbs the machine for a while disturbs all rows
+    for seed in range(
+        args.seeds
+    ):  # seed by seed, so that what disturbs the machine for a while disturbs all rows
         for row in args.rows:
-            done = next((result for result in results if result["row"] == row and result["seed"] == seed), None)
+            done = next(
+                (result for result in results if result["row"] == row and result["seed"] == seed),
+                None,
+            )
             if done is None or args.test and done["test"] is None:
                 result = train(out, args, row, seed, done)
                 results = [other for other in results if other is not done] + [result]
                 keep(out, settings, results)
-                print("  ".join(f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}" for key, value in result.items()), flush=True)
-    print_table([result for result in results if result["row"] in args.rows and result["seed"] < args.seeds], args.rows)
+                print(
+                    "  ".join(
+                        f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}"
+                        for key, value in result.items()
+                    ),
+                    flush=True,
+                )
+    print_table(
+        [
+            result
+            for result in results
+            if result["row"] in args.rows and result["seed"] < args.seeds
+        ],
+        args.rows,
+    )
 
 
 def train(out, args, row, seed, done):
     """One run from its beginning, or from where it was interrupted: its figures as a dict of COLUMNS."""
     folder = out / "runs" / f"{list(ROWS).index(row)}-{seed}"
-    flags = ["--data", out / "patches", "--run", folder, "--arch", args.arch, "--weights", args.weights, "--epochs", args.epochs,
-             "--batch-size", args.batch_size, "--seed", seed, *ROWS[row], "--resume"]
+    flags = [
+        "--data",
+        out / "patches",
+        "--run",
+        folder,
+        "--arch",
+        args.arch,
+        "--weights",
+        args.weights,
+        "--epochs",
+        args.epochs,
+        "--batch-size",
+        args.batch_size,
+        "--seed",
+        seed,
+        *ROWS[row],
+        "--resume",
+    ]
     spent = dict(zip(("seconds", "cpu_seconds"), script("train_classification.py", *flags)))
     with open(folder / "log.csv", newline="") as file:
         val = [float(line["val_accuracy"]) for line in csv.DictReader(file)]
-    result = {"row": row, "seed": seed, "val": val[-1], "best_val": max(val), "swing": statistics.stdev(val[-5:]), "test": None,
-              **(spent if done is None else {key: done[key] for key in spent})}
+    result = {
+        "row": row,
+        "seed": seed,
+        "val": val[-1],
+        "best_val": max(val),
+        "swing": statistics.stdev(val[-5:]),
+        "test": None,
+        **(spent if done is None else {key: done[key] for key in spent}),
+    }
     if args.test:
         device = classifier.pick_device("auto")
         model, checkpoint = classifier.load_checkpoint(folder / "last.pth")
         test = patches.open_split(out / "patches", "test")
-        scores = classifier.evaluate(model.to(device, memory_format=torch.channels_last), test, device, classifier.pick_dtype("auto", device), score=True)
+        scores = classifier.evaluate(
+            model.to(device, memory_format=torch.channels_last),
+            test,
+            device,
+            classifier.pick_dtype("auto", device),
+            score=True,
+        )
         result["test"] = scores[:, 1].double().mean().item()
     return result
 
@@ -94,14 +180,18 @@ def kept(out, settings):
         return []
     content = json.loads((out / "runs.json").read_text())
     if content["settings"] != settings:
-        raise InputError(f"{shown(out)}: holds runs with other settings, {content['settings']}; choose another --out")
+        raise InputError(
+            f"{shown(out)}: holds runs with other settings, {content['settings']}; choose another --out"
+        )
     return content["runs"]
 
 
 def keep(out, settings, results):
     with atomic(out / "runs.json", "w") as file:
         json.dump({"settings": settings, "runs": results}, file, indent=1)
-    write_rows(out / "runs.csv", COLUMNS, ([result[column] for column in COLUMNS] for result in results))
+    write_rows(
+        out / "runs.csv", COLUMNS, ([result[column] for column in COLUMNS] for result in results)
+    )
 
 
 def interval(values):
@@ -113,13 +203,17 @@ def interval(values):
 
 
 def print_table(results, rows):
-    print("\n| recipe | seeds | val, last epoch, % | test, last epoch, % | swing of val over the last five epochs | seconds | CPU seconds |\n|---|---|---|---|---|---|---|")
+    print(
+        "\n| recipe | seeds | val, last epoch, % | test, last epoch, % | swing of val over the last five epochs | seconds | CPU seconds |\n|---|---|---|---|---|---|---|"
+    )
     for row in rows:
         runs = [result for result in results if result["row"] == row]
         test = [result["test"] for result in runs if result["test"] is not None]
-        print(f"| {row} | {len(runs)} | {interval([result['val'] for result in runs])} | {interval(test) if test else ''} | "
-              f"{100 * statistics.mean(result['swing'] for result in runs):.1f} | {statistics.median(result['seconds'] for result in runs):.0f} | "
-              f"{statistics.median(result['cpu_seconds'] for result in runs):.0f} |")
+        print(
+            f"| {row} | {len(runs)} | {interval([result['val'] for result in runs])} | {interval(test) if test else ''} | "
+            f"{100 * statistics.mean(result['swing'] for result in runs):.1f} | {statistics.median(result['seconds'] for result in runs):.0f} | "
+            f"{statistics.median(result['cpu_seconds'] for result in runs):.0f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -5,20 +5,30 @@
 The floor of arithmetic is about 2.6 for the four layers of a ResNet-50: the forward pass, and a forward and a transposed
 convolution for every convolution above layer1.
 """
+
 import statistics
 import time
 
 import torch
 import torchvision
 
-from dl_slicer.model import checkpoints as classifier
 from dl_slicer.cli import Parser, number, run
+from dl_slicer.model import checkpoints as classifier
 from relevance_cam import RelevanceCAM, rules
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
 
 
-def measure(arch="resnet50", batch=8, size=224, layers=LAYERS, dtype="float32", channels_last=False, device="cpu", rounds=9):
+def measure(
+    arch="resnet50",
+    batch=8,
+    size=224,
+    layers=LAYERS,
+    dtype="float32",
+    channels_last=False,
+    device="cpu",
+    rounds=9,
+):
     """Time RelevanceCAM(model, layers)(images) against model(images) under inference_mode, in turns, and compare the medians.
 
     forwards: RelevanceCAM in plain forward passes, the same model, images, precision and memory format on both sides. parts: where they
@@ -27,9 +37,19 @@ def measure(arch="resnet50", batch=8, size=224, layers=LAYERS, dtype="float32", 
     """
     torch.manual_seed(0)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    model = getattr(torchvision.models, arch)(num_classes=45).eval().to(device, getattr(torch, dtype), memory_format=memory_format)
-    images = torch.randn(batch, 3, size, size).to(device, getattr(torch, dtype), memory_format=memory_format)
-    cam, shallow, spent = RelevanceCAM(model, layers), RelevanceCAM(model, "layer4"), {"conv": 0.0, "conv_transposed": 0.0}
+    model = (
+        getattr(torchvision.models, arch)(num_classes=45)
+        .eval()
+        .to(device, getattr(torch, dtype), memory_format=memory_format)
+    )
+    images = torch.randn(batch, 3, size, size).to(
+        device, getattr(torch, dtype), memory_format=memory_format
+    )
+    cam, shallow, spent = (
+        RelevanceCAM(model, layers),
+        RelevanceCAM(model, "layer4"),
+        {"conv": 0.0, "conv_transposed": 0.0},
+    )
 
     def clock():
         if images.is_cuda:
@@ -60,7 +80,12 @@ def measure(arch="resnet50", batch=8, size=224, layers=LAYERS, dtype="float32", 
             for name, function in originals.items():
                 setattr(rules, name, function)
 
-    runs = {"plain": plain, "cam": lambda: cam(images), "shallow": lambda: shallow(images), "apart": taken_apart}
+    runs = {
+        "plain": plain,
+        "cam": lambda: cam(images),
+        "shallow": lambda: shallow(images),
+        "apart": taken_apart,
+    }
     times = {name: [] for name in (*runs, *spent)}
     for i in range(rounds + 1):
         for name, call in runs.items():
@@ -73,7 +98,11 @@ def measure(arch="resnet50", batch=8, size=224, layers=LAYERS, dtype="float32", 
                 times[name].append(seconds)
 
     median = {name: statistics.median(values) for name, values in times.items()}
-    parts = {"forward": median["shallow"], "positive": median["conv"], "transposed": median["conv_transposed"]}
+    parts = {
+        "forward": median["shallow"],
+        "positive": median["conv"],
+        "transposed": median["conv_transposed"],
+    }
     parts["rest"] = median["apart"] - sum(parts.values())
     return {
         "forwards": round(median["cam"] / median["plain"], 2),
@@ -104,13 +133,27 @@ def main():
     args = parser.parse_args()
     device = classifier.pick_device(args.device)
     torch.set_num_threads(args.threads)
-    print(f"{args.arch}, batch {args.batch}, {args.threads} threads, torch {torch.__version__}; in plain forward passes, medians of {args.rounds}")
-    print(f"{'precision':<10}{'format':<15}{'all layers':>11}   {'forward':>8}{'w+':>8}{'w+ T':>8}{'rest':>8}   {'plain ms':>9}{'cam ms':>9}")
+    print(
+        f"{args.arch}, batch {args.batch}, {args.threads} threads, torch {torch.__version__}; in plain forward passes, medians of {args.rounds}"
+    )
+    print(
+        f"{'precision':<10}{'format':<15}{'all layers':>11}   {'forward':>8}{'w+':>8}{'w+ T':>8}{'rest':>8}   {'plain ms':>9}{'cam ms':>9}"
+    )
     for dtype, channels_last in [("float32", False), ("float32", True), ("bfloat16", True)]:
-        found = measure(args.arch, args.batch, dtype=dtype, channels_last=channels_last, device=device, rounds=args.rounds)
+        found = measure(
+            args.arch,
+            args.batch,
+            dtype=dtype,
+            channels_last=channels_last,
+            device=device,
+            rounds=args.rounds,
+        )
         parts = "".join(f"{value:8.2f}" for value in found["parts"].values())
         layout = "channels last" if channels_last else "contiguous"
-        print(f"{dtype:<10}{layout:<15}{found['forwards']:11.2f}   {parts}   {found['plain_ms']:9.1f}{found['cam_ms']:9.1f}", flush=True)
+        print(
+            f"{dtype:<10}{layout:<15}{found['forwards']:11.2f}   {parts}   {found['plain_ms']:9.1f}{found['cam_ms']:9.1f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """Several processes started by torchrun: who am I, and the few things they do together. With one process all of it is a no-op."""
+
 import os
 
 import torch
@@ -20,7 +21,7 @@ def join(device):
 
 def leave():
     if WORLD > 1:
-        dist.barrier()      # no process may end, and torchrun with it, while another still writes
+        dist.barrier()  # no process may end, and torchrun with it, while another still writes
         dist.destroy_process_group()
 
 
@@ -28,7 +29,7 @@ def any_of(flag):
     """True in every process if it is True in one. All must call it."""
     if WORLD == 1:
         return flag
-    flags = torch.tensor([float(flag)])     # on the CPU: a GPU need not be waited for
+    flags = torch.tensor([float(flag)])  # on the CPU: a GPU need not be waited for
     dist.all_reduce(flags)
     return bool(flags.item())
 

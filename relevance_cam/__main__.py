@@ -19,36 +19,66 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from dl_slicer.cli import InputError, Parser, atomic, number, run, shown, write_rows
 from dl_slicer.model import checkpoints as classifier
 from dl_slicer.patch_sets import batching as loader
 from dl_slicer.patch_sets import reading as patches
-from dl_slicer.cli import InputError, Parser, atomic, number, run, shown, write_rows
-
 from dl_slicer.results import panels as figures
 
 from . import GradCAM, GradCAMPlusPlus, RelevanceCAM, ScoreCAM, quality, rasters
 from .resnet import LAYERS, check_layers, check_model
 
-METHODS = {"relevance-cam": RelevanceCAM, "grad-cam": GradCAM, "grad-cam++": GradCAMPlusPlus,
-           "score-cam": partial(ScoreCAM, progress=sys.stderr.isatty())}
+METHODS = {
+    "relevance-cam": RelevanceCAM,
+    "grad-cam": GradCAM,
+    "grad-cam++": GradCAMPlusPlus,
+    "score-cam": partial(ScoreCAM, progress=sys.stderr.isatty()),
+}
 
 
 def arguments(argv=None):
     parser = Parser(__doc__)
     parser.add_argument("--checkpoint", required=True, help="best.pth or last.pth of a run")
-    parser.add_argument("--data", default="data/patches", help="patch set, or a folder in the published layout")
+    parser.add_argument(
+        "--data", default="data/patches", help="patch set, or a folder in the published layout"
+    )
     parser.add_argument("--split", default="test_b", choices=patches.SPLITS)
-    parser.add_argument("--raw", default=None, help="folder of the rasters, if it has moved since preprocessing")
-    parser.add_argument("--per-city", type=number(least=1), default=10, help="patches drawn of each city")
+    parser.add_argument(
+        "--raw", default=None, help="folder of the rasters, if it has moved since preprocessing"
+    )
+    parser.add_argument(
+        "--per-city", type=number(least=1), default=10, help="patches drawn of each city"
+    )
     parser.add_argument("--layers", nargs="+", default=list(LAYERS), help="depths to explain")
-    parser.add_argument("--methods", nargs="+", default=["relevance-cam"], choices=METHODS, help="score-cam is slow by nature")
-    parser.add_argument("--target", default=None, metavar="CITY", help="explain this city (name or code) instead of the predicted one")
-    parser.add_argument("--raster", default=None, metavar="FILE", help="explain a whole raster instead of patches")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=["relevance-cam"],
+        choices=METHODS,
+        help="score-cam is slow by nature",
+    )
+    parser.add_argument(
+        "--target",
+        default=None,
+        metavar="CITY",
+        help="explain this city (name or code) instead of the predicted one",
+    )
+    parser.add_argument(
+        "--raster", default=None, metavar="FILE", help="explain a whole raster instead of patches"
+    )
     parser.add_argument("--seed", type=number(least=0), default=0, help="of the draw of patches")
-    parser.add_argument("--quality", action="store_true", help="also quality.csv: how good the maps are, by method and depth; slow")
+    parser.add_argument(
+        "--quality",
+        action="store_true",
+        help="also quality.csv: how good the maps are, by method and depth; slow",
+    )
     parser.add_argument("--save-maps", action="store_true", help="also maps.npz with the raw maps")
     parser.add_argument("--device", default="auto", help="auto: CUDA if there is one, else cpu")
-    parser.add_argument("--out", default=None, help="folder of the figures; default: saliency/ beside the checkpoint")
+    parser.add_argument(
+        "--out",
+        default=None,
+        help="folder of the figures; default: saliency/ beside the checkpoint",
+    )
     return parser.parse_args(argv)
 
 
@@ -68,7 +98,9 @@ def main(argv=None):
     patch_set = None
     if args.raster is None or checkpoint["classes"] is None:
         patch_set = patches.open_split(args.data, args.split, checkpoint["image_size"])
-        checkpoint["classes"] = classifier.class_names(checkpoint, patch_set, args.data, args.checkpoint)
+        checkpoint["classes"] = classifier.class_names(
+            checkpoint, patch_set, args.data, args.checkpoint
+        )
     target = None if args.target is None else find_city(args.target, checkpoint["classes"])
     methods = {name: METHODS[name](model, layers) for name in dict.fromkeys(args.methods)}
     out = Path(args.out) if args.out else Path(args.checkpoint).parent / "saliency"
@@ -83,13 +115,28 @@ def main(argv=None):
     write_rows(out / "patches.csv", rows[0], (row.values() for row in rows))
     if args.save_maps:
         with atomic(out / "maps.npz") as file:
-            arrays = {f"{name}/{layer}": values.numpy() for name, by_layer in maps.items() for layer, values in by_layer.items()}
-            np.savez_compressed(file, patch=[row["patch"] for row in rows], logits=logits.numpy(), classes=patch_set.classes, **arrays)
+            arrays = {
+                f"{name}/{layer}": values.numpy()
+                for name, by_layer in maps.items()
+                for layer, values in by_layer.items()
+            }
+            np.savez_compressed(
+                file,
+                patch=[row["patch"] for row in rows],
+                logits=logits.numpy(),
+                classes=patch_set.classes,
+                **arrays,
+            )
     if args.quality:
-        write_quality(out, args.methods, model, patch_set, chosen, checkpoint, target, layers, device)
-    print(f"{len(chosen)} patches of {len(patch_set.classes)} cities, {len(methods)} {'method' if len(methods) == 1 else 'methods'}, "
-          f"{', '.join(layers)}: {time.time() - started:.0f} s\nfigures: {out}/<city>/, contact sheets: {out}/<city>.jpg, patches.csv"
-          + (", maps.npz" if args.save_maps else "") + (", quality.csv" if args.quality else ""))
+        write_quality(
+            out, args.methods, model, patch_set, chosen, checkpoint, target, layers, device
+        )
+    print(
+        f"{len(chosen)} patches of {len(patch_set.classes)} cities, {len(methods)} {'method' if len(methods) == 1 else 'methods'}, "
+        f"{', '.join(layers)}: {time.time() - started:.0f} s\nfigures: {out}/<city>/, contact sheets: {out}/<city>.jpg, patches.csv"
+        + (", maps.npz" if args.save_maps else "")
+        + (", quality.csv" if args.quality else "")
+    )
 
 
 def find_city(name, classes):
@@ -102,7 +149,9 @@ def find_city(name, classes):
         near = difflib.get_close_matches(name.casefold(), names, 1, 0.5)
         few = ", ".join(patches.code(city) for city in classes[:50])
         hint = f"did you mean {classes[names[near[0]]]}?" if near else f"the cities are {few}"
-        raise InputError(f"--target {shown(name)}: the checkpoint knows no such city; {shown(hint)}")
+        raise InputError(
+            f"--target {shown(name)}: the checkpoint knows no such city; {shown(hint)}"
+        )
     return names[name.casefold()]
 
 
@@ -112,7 +161,9 @@ def draw_patches(patch_set, per_city, seed):
     for label, city in enumerate(patch_set.classes):
         own = np.flatnonzero(patch_set.labels == label)
         if len(own) < per_city:
-            print(f"{shown(city)}: has only {len(own)} patches in {patch_set.split}, all of them are drawn")
+            print(
+                f"{shown(city)}: has only {len(own)} patches in {patch_set.split}, all of them are drawn"
+            )
         order = np.random.default_rng([seed, zlib.crc32(city.encode())]).permutation(len(own))
         chosen += sorted(own[order[:per_city]].tolist())
     return np.array(chosen)
@@ -121,15 +172,24 @@ def draw_patches(patch_set, per_city, seed):
 def explain(methods, patch_set, chosen, checkpoint, target, device, batch_size=8):
     """{method: {layer: raw maps (N, h, w)}} and logits (N, K) on the CPU."""
     maps, logits = {name: {} for name in methods}, []
-    for i in tqdm(range(0, len(chosen), batch_size), desc="explaining", unit=" batches", disable=None, leave=False):
-        images = torch.from_numpy(patch_set.read(chosen[i:i + batch_size])).to(device)
+    for i in tqdm(
+        range(0, len(chosen), batch_size),
+        desc="explaining",
+        unit=" batches",
+        disable=None,
+        leave=False,
+    ):
+        images = torch.from_numpy(patch_set.read(chosen[i : i + batch_size])).to(device)
         images = loader.normalise(images, checkpoint["mean"], checkpoint["std"])
         for name, method in methods.items():
             found, scores = method(images, target)
             for layer, values in found.items():
                 maps[name].setdefault(layer, []).append(values.float().cpu())
         logits.append(scores.float().cpu())
-    return {name: {layer: torch.cat(parts) for layer, parts in by_layer.items()} for name, by_layer in maps.items()}, torch.cat(logits)
+    return {
+        name: {layer: torch.cat(parts) for layer, parts in by_layer.items()}
+        for name, by_layer in maps.items()
+    }, torch.cat(logits)
 
 
 def draw_figures(out, patch_set, chosen, maps, logits, target, raw):
@@ -143,7 +203,10 @@ def draw_figures(out, patch_set, chosen, maps, logits, target, raw):
             for k in np.flatnonzero(patch_set.labels[chosen] == label):
                 index, predicted = int(chosen[k]), int(logits[k].argmax())
                 explained = predicted if target is None else target
-                own = {name: {layer: values[k] for layer, values in by_layer.items()} for name, by_layer in maps.items()}
+                own = {
+                    name: {layer: values[k] for layer, values in by_layer.items()}
+                    for name, by_layer in maps.items()
+                }
                 picture = patch_set.original(index, raw).convert("RGB")
                 title = f"true {classes[label]}, predicted {classes[predicted]} {100 * probabilities[k, predicted]:.1f} %"
                 if explained != predicted:
@@ -153,17 +216,39 @@ def draw_figures(out, patch_set, chosen, maps, logits, target, raw):
                 right = predicted == label
                 save(file, figures.patch_figure(picture, own[first], title, right))
                 if len(maps) > 1:
-                    save(file.with_name(f"{name}_methods.jpg"), figures.comparison_figure(picture, own, title, right))
+                    save(
+                        file.with_name(f"{name}_methods.jpg"),
+                        figures.comparison_figure(picture, own, title, right),
+                    )
                 pictures.append(picture)
                 found.append(own[first])
                 ink = figures.RIGHT if right else figures.WRONG
-                labels.append([(f"predicted {codes[predicted]}", ink), (f"{100 * probabilities[k, predicted]:.1f} %", ink)]
-                              + ([(f"explained {codes[explained]}", figures.INK)] if explained != predicted else []))
-                rows.append({"patch": patch_set.name(index), "true": classes[label], "predicted": classes[predicted],
-                             "probability": f"{probabilities[k, predicted]:.6f}", "explained": classes[explained],
-                             "figure": file.relative_to(out).as_posix()})
+                labels.append(
+                    [
+                        (f"predicted {codes[predicted]}", ink),
+                        (f"{100 * probabilities[k, predicted]:.1f} %", ink),
+                    ]
+                    + (
+                        [(f"explained {codes[explained]}", figures.INK)]
+                        if explained != predicted
+                        else []
+                    )
+                )
+                rows.append(
+                    {
+                        "patch": patch_set.name(index),
+                        "true": classes[label],
+                        "predicted": classes[predicted],
+                        "probability": f"{probabilities[k, predicted]:.6f}",
+                        "explained": classes[explained],
+                        "figure": file.relative_to(out).as_posix(),
+                    }
+                )
                 bar.update()
-            save(out / f"{classes[label]}.jpg", figures.contact_sheet(pictures, found, f"{classes[label]}: {first}", labels))
+            save(
+                out / f"{classes[label]}.jpg",
+                figures.contact_sheet(pictures, found, f"{classes[label]}: {first}", labels),
+            )
     return rows
 
 
@@ -182,24 +267,52 @@ def explain_raster(args, checkpoint, methods, target, device, out):
     except patches.UnreadableImage as error:
         raise InputError(f"{shown(file)}: {error}") from None
     if min(raster.size) < patch_size:
-        raise InputError(f"{shown(file)}: {raster.width} x {raster.height} pixels, smaller than a patch of {patch_size} x {patch_size}")
-    pixels = np.asarray(patches.resize(raster, tuple(max(size, round(n * size / patch_size)) for n in raster.size)))
+        raise InputError(
+            f"{shown(file)}: {raster.width} x {raster.height} pixels, smaller than a patch of {patch_size} x {patch_size}"
+        )
+    pixels = np.asarray(
+        patches.resize(raster, tuple(max(size, round(n * size / patch_size)) for n in raster.size))
+    )
     for name, method in methods.items():
         maps, probability, explained = rasters.blend(
-            method, pixels, size, step, lambda images: loader.normalise(images, checkpoint["mean"], checkpoint["std"]), target, device)
+            method,
+            pixels,
+            size,
+            step,
+            lambda images: loader.normalise(images, checkpoint["mean"], checkpoint["std"]),
+            target,
+            device,
+        )
         title = f"{shown(file.name)}: {name} for {classes[explained]}"
-        save(out / f"{file.stem}_{name}.jpg", rasters.draw(raster, maps, probability, classes, [patches.code(c) for c in classes], title))
-        print(f"{shown(file.name)}: explained as {shown(classes[explained])}, mean probability {probability[..., explained].mean():.3f}; "
-              f"{out / f'{file.stem}_{name}.jpg'}")
+        save(
+            out / f"{file.stem}_{name}.jpg",
+            rasters.draw(
+                raster, maps, probability, classes, [patches.code(c) for c in classes], title
+            ),
+        )
+        print(
+            f"{shown(file.name)}: explained as {shown(classes[explained])}, mean probability {probability[..., explained].mean():.3f}; "
+            f"{out / f'{file.stem}_{name}.jpg'}"
+        )
         if args.save_maps:
             with atomic(out / f"{file.stem}_{name}.npz") as opened:
-                np.savez_compressed(opened, probability=probability.astype(np.float32), classes=classes, target=explained, **maps)
+                np.savez_compressed(
+                    opened,
+                    probability=probability.astype(np.float32),
+                    classes=classes,
+                    target=explained,
+                    **maps,
+                )
 
 
 def write_quality(out, names, model, patch_set, chosen, checkpoint, target, layers, device):
     """quality.csv: average drop, increase, deletion, insertion and randomisation, a row for each method and depth."""
-    images = loader.normalise(torch.from_numpy(patch_set.read(chosen)).to(device), checkpoint["mean"], checkpoint["std"])
-    rows = quality.table(model, {name: METHODS[name] for name in dict.fromkeys(names)}, images, target, layers)
+    images = loader.normalise(
+        torch.from_numpy(patch_set.read(chosen)).to(device), checkpoint["mean"], checkpoint["std"]
+    )
+    rows = quality.table(
+        model, {name: METHODS[name] for name in dict.fromkeys(names)}, images, target, layers
+    )
     write_rows(out / "quality.csv", rows[0], (row.values() for row in rows))
 
 

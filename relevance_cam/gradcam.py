@@ -2,7 +2,16 @@
 
 import torch
 
-from .resnet import LAYERS, check_eval, check_images, check_layers, check_model, check_target, head, stem
+from .resnet import (
+    LAYERS,
+    check_eval,
+    check_images,
+    check_layers,
+    check_model,
+    check_target,
+    head,
+    stem,
+)
 
 
 class GradCAM:
@@ -22,7 +31,9 @@ class GradCAM:
         """maps {"layer1": (N, h, w), ...} and logits (N, K) of images (N, 3, H, W). See RelevanceCAM for target and errors."""
         activations, gradients, logits, _ = differentiate(self.model, images, target, self.layers)
         with torch.no_grad():
-            maps = {name: weigh(activations[name], gradients[name].mean((2, 3))) for name in self.layers}
+            maps = {
+                name: weigh(activations[name], gradients[name].mean((2, 3))) for name in self.layers
+            }
         return maps, logits
 
 
@@ -44,7 +55,9 @@ class GradCAMPlusPlus:
 
     def __call__(self, images, target=None):
         """maps {"layer1": (N, h, w), ...} and logits (N, K) of images (N, 3, H, W). See RelevanceCAM for target and errors."""
-        activations, gradients, logits, score = differentiate(self.model, images, target, self.layers)
+        activations, gradients, logits, score = differentiate(
+            self.model, images, target, self.layers
+        )
         with torch.no_grad():
             y = score.clamp(max=80).exp()[:, None]
             maps = {}
@@ -72,7 +85,9 @@ def differentiate(model, images, target, layers):
     activations = {}
     with torch.inference_mode(False):
         with torch.no_grad():
-            x = stem(model, images.clone())  # a tensor made under inference_mode could not be differentiated
+            x = stem(
+                model, images.clone()
+            )  # a tensor made under inference_mode could not be differentiated
             for name in LAYERS[: LAYERS.index(layers[0]) + 1]:
                 x = getattr(model, name)(x)
         with torch.enable_grad():

@@ -89,7 +89,10 @@ def randomisation(model, method, images, target=None, layers=LAYERS, seed=0, bat
                 order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
                 parameter.data = parameter.data.flatten()[order].view(parameter.shape)
         after, _ = _explain(shuffled, method, layers, images, target, batch_size)
-        result[part] = {name: np.array([spearman(*pair) for pair in zip(before[name], after[name])]) for name in before}
+        result[part] = {
+            name: np.array([spearman(*pair) for pair in zip(before[name], after[name])])
+            for name in before
+        }
     return result
 
 
@@ -101,7 +104,17 @@ def spearman(a, b):
     return float((a * b).sum() / norm) if norm else float("nan")
 
 
-def table(model, methods, images, target=None, layers=LAYERS, steps=32, seed=0, batch_size=8, randomise=True):
+def table(
+    model,
+    methods,
+    images,
+    target=None,
+    layers=LAYERS,
+    steps=32,
+    seed=0,
+    batch_size=8,
+    randomise=True,
+):
     """Rows (dicts) for csv.DictWriter, one for each method and layer: means over all images of every measure above.
 
     methods: {"relevance-cam": RelevanceCAM, ...}. target: None (the model's own prediction), one class, or N.
@@ -112,16 +125,26 @@ def table(model, methods, images, target=None, layers=LAYERS, steps=32, seed=0, 
     rows = []
     for name, method in methods.items():
         maps, classes = _explain(model, method, layers, images, target, batch_size)
-        ranks = randomisation(model, method, images, classes, layers, seed, batch_size) if randomise else {}
+        ranks = (
+            randomisation(model, method, images, classes, layers, seed, batch_size)
+            if randomise
+            else {}
+        )
         for layer in layers:
             found = {"average_drop": [], "increase": [], "deletion": [], "insertion": []}
             for part in _parts(len(images), batch_size):
                 given = (model, images[part], maps[layer][part], classes[part])
-                numbers = (*drop_and_increase(*given), deletion(*given, steps), insertion(*given, steps))
+                numbers = (
+                    *drop_and_increase(*given),
+                    deletion(*given, steps),
+                    insertion(*given, steps),
+                )
                 for values, new in zip(found.values(), numbers):
                     values.extend(new)
             means = {key: _mean(values) for key, values in found.items()}
-            means.update({f"rank_{shuffled}": _mean(values[layer]) for shuffled, values in ranks.items()})
+            means.update(
+                {f"rank_{shuffled}": _mean(values[layer]) for shuffled, values in ranks.items()}
+            )
             rows.append({"method": name, "layer": layer, "images": len(images), **means})
     return rows
 
@@ -162,15 +185,25 @@ def _score(model, images, target):
 def _area(model, start, end, maps, target, steps):
     """Area under the score from start to end, the pixels with the highest saliency first."""
     # from float64 down, so that pixels between equal values come out equal, whatever the rounding
-    order = upsample(maps.double(), start.shape[2:]).float().flatten(1).argsort(dim=1, descending=True, stable=True)
+    order = (
+        upsample(maps.double(), start.shape[2:])
+        .float()
+        .flatten(1)
+        .argsort(dim=1, descending=True, stable=True)
+    )
     rank = order.argsort(1).view(len(start), 1, *start.shape[2:])
     pixels = rank[0].numel()
-    scores = [_score(model, torch.where(rank < round(pixels * i / steps), end, start), target) for i in range(steps + 1)]
+    scores = [
+        _score(model, torch.where(rank < round(pixels * i / steps), end, start), target)
+        for i in range(steps + 1)
+    ]
     return (np.sum(scores, axis=0) - (scores[0] + scores[-1]) / 2) / steps
 
 
 def _ranks(values):
-    _, inverse, counts = np.unique(values.detach().cpu().numpy(), return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(
+        values.detach().cpu().numpy(), return_inverse=True, return_counts=True
+    )
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse.ravel()]
 
 

@@ -7,9 +7,10 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from dl_slicer.results import panels as figures
+
 from .quality import upsample
 
-LONGEST = 1000     # pixels of a panel's longer side
+LONGEST = 1000  # pixels of a panel's longer side
 
 
 def tiles(length, size, step):
@@ -33,14 +34,21 @@ def blend(method, pixels, size, step, normalise, target, device, batch_size=8):
     cells = (-(-height // step), -(-width // step))
 
     def windows(desc):
-        for i in tqdm(range(0, len(places), batch_size), desc=desc, unit=" batches", disable=None, leave=False):
-            part = places[i:i + batch_size]
-            batch = np.stack([pixels[y:y + size, x:x + size] for y, x in part])
+        for i in tqdm(
+            range(0, len(places), batch_size), desc=desc, unit=" batches", disable=None, leave=False
+        ):
+            part = places[i : i + batch_size]
+            batch = np.stack([pixels[y : y + size, x : x + size] for y, x in part])
             yield part, normalise(torch.from_numpy(batch).to(device))
 
     if target is None:
         with torch.inference_mode():
-            target = int(sum(method.model(images).softmax(1).double().sum(0) for _, images in windows("which city")).argmax())
+            target = int(
+                sum(
+                    method.model(images).softmax(1).double().sum(0)
+                    for _, images in windows("which city")
+                ).argmax()
+            )
     sums, weight, probability, counts = {}, torch.zeros(height, width), None, np.zeros(cells)
     for part, images in windows("explaining"):
         maps, logits = method(images, target)
@@ -51,13 +59,20 @@ def blend(method, pixels, size, step, normalise, target, device, batch_size=8):
             values = upsample(values.float(), (size, size)).cpu() * bump
             total = sums.setdefault(layer, torch.zeros(height, width))
             for (y, x), value in zip(part, values):
-                total[y:y + size, x:x + size] += value
+                total[y : y + size, x : x + size] += value
         for (y, x), share in zip(part, shares):
-            weight[y:y + size, x:x + size] += bump
-            cell = (slice(y // step, -(-(y + size) // step)), slice(x // step, -(-(x + size) // step)))
+            weight[y : y + size, x : x + size] += bump
+            cell = (
+                slice(y // step, -(-(y + size) // step)),
+                slice(x // step, -(-(x + size) // step)),
+            )
             probability[cell] += share
             counts[cell] += 1
-    return {layer: (total / weight).numpy() for layer, total in sums.items()}, probability / counts[..., None], target
+    return (
+        {layer: (total / weight).numpy() for layer, total in sums.items()},
+        probability / counts[..., None],
+        target,
+    )
 
 
 def draw(raster, maps, probability, classes, codes, title):
@@ -68,23 +83,45 @@ def draw(raster, maps, probability, classes, codes, title):
     best = probability.argmax(-1)
     shares = np.bincount(best.ravel(), minlength=len(classes)) / best.size
     common = [city for city in np.argsort(-shares) if shares[city]][:9]
-    palette = np.full((len(classes), 3), 150, np.uint8)     # grey for what the legend does not name
-    palette[common] = (np.array(matplotlib.colormaps["tab10"].colors)[:len(common)] * 255).astype(np.uint8)
+    palette = np.full((len(classes), 3), 150, np.uint8)  # grey for what the legend does not name
+    palette[common] = (np.array(matplotlib.colormaps["tab10"].colors)[: len(common)] * 255).astype(
+        np.uint8
+    )
     places = Image.fromarray(palette[best]).resize(size, Image.Resampling.NEAREST)
     panels = [("raster", picture), ("predicted city", Image.blend(picture, places, 0.45))]
     for layer, values in maps.items():
-        low, high = np.percentile(values, (1, 99.5))      # single hot pixels would leave a large raster blank
-        values = np.clip((values - low) / (high - low), 0, 1) if high > low else np.zeros_like(values)
-        panels.append((layer, figures.heat(picture, np.asarray(Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)))))
+        low, high = np.percentile(
+            values, (1, 99.5)
+        )  # single hot pixels would leave a large raster blank
+        values = (
+            np.clip((values - low) / (high - low), 0, 1) if high > low else np.zeros_like(values)
+        )
+        panels.append(
+            (
+                layer,
+                figures.heat(
+                    picture,
+                    np.asarray(
+                        Image.fromarray(values.astype(np.float32)).resize(
+                            size, Image.Resampling.BILINEAR
+                        )
+                    ),
+                ),
+            )
+        )
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
     gap = figures.GAP
-    page = Image.new("RGB", (columns * (size[0] + gap) + gap, 60 + lines * (size[1] + 34) + 70), "white")
+    page = Image.new(
+        "RGB", (columns * (size[0] + gap) + gap, 60 + lines * (size[1] + 34) + 70), "white"
+    )
     pen = ImageDraw.Draw(page)
     figures.text(pen, (gap, 14), title, 26, bold=True, width=page.width - 2 * gap)
     for k, (label, panel) in enumerate(panels):
         x, y = gap + k % columns * (size[0] + gap), 60 + k // columns * (size[1] + 34)
-        figures.text(pen, (x + size[0] / 2, y + 4), label, 18, figures.PALE, anchor="ma", width=size[0])
+        figures.text(
+            pen, (x + size[0] / 2, y + 4), label, 18, figures.PALE, anchor="ma", width=size[0]
+        )
         page.paste(panel, (x, y + 28))
     x, y = gap, page.height - 64
     for city in common:

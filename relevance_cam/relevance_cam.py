@@ -50,7 +50,9 @@ class RelevanceCAM:
 def explain(model, images, target, layers, dtype):
     """Maps and logits, computed in dtype. See RelevanceCAM."""
     if images.device.type == "cpu":
-        images = images.contiguous(memory_format=torch.channels_last)  # oneDNN needs no reordering then
+        images = images.contiguous(
+            memory_format=torch.channels_last
+        )  # oneDNN needs no reordering then
     x = F.relu_(convolve(images, model.conv1, model.bn1, dtype))
     x = model.maxpool.forward(x)  # not called, so that no hook fires
 
@@ -64,7 +66,9 @@ def explain(model, images, target, layers, dtype):
             outputs[name] = x
     fc, wide = model.fc, torch.promote_types(dtype, torch.float32)
     pooled = x.mean((2, 3), dtype=wide)
-    logits = F.linear(pooled.to(dtype), fc.weight.to(dtype), fc.bias if fc.bias is None else fc.bias.to(dtype))
+    logits = F.linear(
+        pooled.to(dtype), fc.weight.to(dtype), fc.bias if fc.bias is None else fc.bias.to(dtype)
+    )
 
     # down: c is the relevance per unit of activation; wide for the head, where the classes' shares nearly cancel
     relevance = rules.start(logits.to(wide), check_target(target, logits))
@@ -98,7 +102,9 @@ def convolve(x, conv, bn, dtype):
     if bn.bias is not None:
         shift = shift + bn.bias
     weight = conv.weight * scale[:, None, None, None]
-    return F.conv2d(x, weight.to(dtype), shift.to(dtype), conv.stride, conv.padding, conv.dilation, conv.groups)
+    return F.conv2d(
+        x, weight.to(dtype), shift.to(dtype), conv.stride, conv.padding, conv.dilation, conv.groups
+    )
 
 
 def forward(block, x, dtype, remember):

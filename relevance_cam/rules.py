@@ -48,10 +48,18 @@ def conv(x, weight, conv):
 def conv_transposed(s, weight, conv, size):
     """(w+ transposed s), with the spatial size of the convolution's input."""
     rest = [
-        size[i] - ((s.shape[2 + i] - 1) * conv.stride[i] - 2 * conv.padding[i] + conv.dilation[i] * (conv.kernel_size[i] - 1) + 1)
+        size[i]
+        - (
+            (s.shape[2 + i] - 1) * conv.stride[i]
+            - 2 * conv.padding[i]
+            + conv.dilation[i] * (conv.kernel_size[i] - 1)
+            + 1
+        )
         for i in range(2)
     ]
-    return F.conv_transpose2d(s, weight, None, conv.stride, conv.padding, rest, conv.groups, conv.dilation)
+    return F.conv_transpose2d(
+        s, weight, None, conv.stride, conv.padding, rest, conv.groups, conv.dilation
+    )
 
 
 def residual(c, out):

@@ -4,7 +4,16 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from .resnet import LAYERS, check_eval, check_images, check_layers, check_model, check_target, head, stem
+from .resnet import (
+    LAYERS,
+    check_eval,
+    check_images,
+    check_layers,
+    check_model,
+    check_target,
+    head,
+    stem,
+)
 
 
 class ScoreCAM:
@@ -23,7 +32,12 @@ class ScoreCAM:
 
     def __init__(self, model, layers=LAYERS, batch_size=32, progress=True):
         check_model(model)
-        self.model, self.layers, self.batch_size, self.progress = model, check_layers(layers), batch_size, progress
+        self.model, self.layers, self.batch_size, self.progress = (
+            model,
+            check_layers(layers),
+            batch_size,
+            progress,
+        )
 
     @torch.no_grad()
     def __call__(self, images, target=None):
@@ -42,16 +56,22 @@ class ScoreCAM:
 
         total = len(images) * sum(activations[name].shape[1] for name in self.layers)
         maps = {}
-        with tqdm(total=total, desc="Score-CAM", unit="channel", leave=False, disable=not self.progress) as bar:
+        with tqdm(
+            total=total, desc="Score-CAM", unit="channel", leave=False, disable=not self.progress
+        ) as bar:
             for name in self.layers:
-                maps[name] = torch.stack([self.map(*args, bar) for args in zip(images, target, activations[name])])
+                maps[name] = torch.stack(
+                    [self.map(*args, bar) for args in zip(images, target, activations[name])]
+                )
         return maps, logits
 
     def map(self, image, target, channels, bar):
         """Map (h, w) of one image (3, H, W) from the channels (C, h, w) of a layer."""
         scores = []
         for part in channels.split(self.batch_size):
-            mask = F.interpolate(part[:, None], image.shape[1:], mode="bilinear", align_corners=False)
+            mask = F.interpolate(
+                part[:, None], image.shape[1:], mode="bilinear", align_corners=False
+            )
             low, high = mask.amin((2, 3), keepdim=True), mask.amax((2, 3), keepdim=True)
             mask = (mask - low) / (high - low).where(high > low, 1)
             scores.append(self.model(image * mask)[:, target])

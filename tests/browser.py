@@ -1,4 +1,5 @@
 """A headless Chromium, driven over a pipe in its DevTools protocol: no other package is needed. Used by test_report.py."""
+
 import base64
 import fcntl
 import json
@@ -8,7 +9,9 @@ import shutil
 import subprocess
 import time
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 
 
 class Page:
@@ -21,20 +24,45 @@ class Page:
         os.close(ours[0]), os.close(theirs[1])
         self.to, self.back, self.rest, self.number, self.events = ours[1], theirs[0], b"", 0, []
         self.process = subprocess.Popen(
-            ["bash", "-c", f'exec "$@" 3<&{read} 4>&{write}', "bash", CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-             "--disable-background-networking", "--no-first-run", "--hide-scrollbars", f"--user-data-dir={folder}", "--remote-debugging-pipe", "about:blank"],
-            pass_fds=(read, write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+            [
+                "bash",
+                "-c",
+                f'exec "$@" 3<&{read} 4>&{write}',
+                "bash",
+                CHROMIUM,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-dev-shm-usage",
+                "--disable-background-networking",
+                "--no-first-run",
+                "--hide-scrollbars",
+                f"--user-data-dir={folder}",
+                "--remote-debugging-pipe",
+                "about:blank",
+            ],
+            pass_fds=(read, write),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         os.close(read), os.close(write)
 
     def __enter__(self):
-        target = next(one for one in self._call("Target.getTargets", session=None)["targetInfos"] if one["type"] == "page")
-        self.session = self._call("Target.attachToTarget", session=None, targetId=target["targetId"], flatten=True)["sessionId"]
+        target = next(
+            one
+            for one in self._call("Target.getTargets", session=None)["targetInfos"]
+            if one["type"] == "page"
+        )
+        self.session = self._call(
+            "Target.attachToTarget", session=None, targetId=target["targetId"], flatten=True
+        )["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self._call(f"{domain}.enable")
         return self
 
     def __exit__(self, *error):
-        os.close(self.to)       # Chromium ends when its pipe does
+        os.close(self.to)  # Chromium ends when its pipe does
         try:
             self.process.wait(20)
         except subprocess.TimeoutExpired:
@@ -54,10 +82,12 @@ class Page:
 
     def _call(self, method, session="own", **params):
         self.number += 1
-        message = {"id": self.number, "method": method, "params": params} | ({"sessionId": self.session} if session else {})
+        message = {"id": self.number, "method": method, "params": params} | (
+            {"sessionId": self.session} if session else {}
+        )
         data, until, answer = json.dumps(message).encode() + b"\0", time.time() + 90, None
         while data:
-            data = data[os.write(self.to, data):]
+            data = data[os.write(self.to, data) :]
         while answer is None:
             if time.time() > until:
                 raise TimeoutError(f"Chromium does not answer {method}")
@@ -71,8 +101,17 @@ class Page:
         return answer["result"]
 
     def open(self, url, width=1440, dark=False):
-        self._call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
-        self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        self._call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=900,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
+        self._call(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
+        )
         self.events.clear()
         self._call("Page.navigate", url=url)
         until = time.time() + 60
@@ -83,32 +122,58 @@ class Page:
 
     def run(self, script):
         """The value of a JavaScript expression."""
-        result = self._call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        result = self._call(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+        )
         if "exceptionDetails" in result:
             raise RuntimeError(result["exceptionDetails"])
         return result["result"].get("value")
 
     def press(self, key, code):
         for kind in ("keyDown", "keyUp"):
-            self._call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **({"text": "\r"} if key == "Enter" and kind == "keyDown" else {}))
+            self._call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=key,
+                windowsVirtualKeyCode=code,
+                **({"text": "\r"} if key == "Enter" and kind == "keyDown" else {}),
+            )
 
     def click(self, selector):
         """A real click in the middle of the first element that matches."""
-        x, y = self.run(f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center', behavior: 'instant'}}); "
-                        "const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; })()")
+        x, y = self.run(
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center', behavior: 'instant'}}); "
+            "const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; })()"
+        )
         for kind in ("mousePressed", "mouseReleased"):
             self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def requests(self):
-        return [event["params"]["request"]["url"] for event in self.events if event["method"] == "Network.requestWillBeSent"]
+        return [
+            event["params"]["request"]["url"]
+            for event in self.events
+            if event["method"] == "Network.requestWillBeSent"
+        ]
 
     def complaints(self):
         """Uncaught errors, and whatever came to the console."""
-        return [event["params"] for event in self.events if event["method"] in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")]
+        return [
+            event["params"]
+            for event in self.events
+            if event["method"]
+            in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
+        ]
 
     def picture(self, file, most=16000):
         """The whole page as PNG."""
         size = self._call("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": min(most, size["height"]), "scale": 1}
+        clip = {
+            "x": 0,
+            "y": 0,
+            "width": size["width"],
+            "height": min(most, size["height"]),
+            "scale": 1,
+        }
         data = self._call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)["data"]
         file.write_bytes(base64.b64decode(data))

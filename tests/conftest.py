@@ -1,4 +1,5 @@
 """What several tests need: pictures made by a program, folders of them, and preprocessing that takes milliseconds."""
+
 import signal
 import sys
 from concurrent.futures import Executor, Future
@@ -13,13 +14,26 @@ sys.path.insert(0, str(ROOT))
 
 import preprocessing  # noqa: E402
 
-SMALL = ["--patch-size", "48", "--stride", "24", "--image-size", "28", "--test-b", "5", "--workers", "1"]
+SMALL = [
+    "--patch-size",
+    "48",
+    "--stride",
+    "24",
+    "--image-size",
+    "28",
+    "--test-b",
+    "5",
+    "--workers",
+    "1",
+]
 
 
 def picture(width, height, seed=0):
     """A picture with the contrasts of a photograph: smooth shapes, edges and a little noise."""
     rng = np.random.default_rng([seed, width, height])
-    shapes = Image.fromarray(rng.integers(0, 256, (height // 24 + 2, width // 24 + 2, 3), dtype=np.uint8))
+    shapes = Image.fromarray(
+        rng.integers(0, 256, (height // 24 + 2, width // 24 + 2, 3), dtype=np.uint8)
+    )
     noise = rng.integers(-6, 7, (height, width, 1), dtype=np.int16)
     pixels = np.asarray(shapes.resize((width, height), Image.Resampling.BICUBIC), np.int16) + noise
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
@@ -36,11 +50,16 @@ def make_raw(raw, cities=("Aa (AAA)", "Bb (BBB)"), sites=3, size=(150, 110)):
 
 def files(folder):
     """{path: bytes} of all files in a folder, but for the lock, which is always empty."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
 
 
 class Inline(Executor):
     """A pool of processes that is none."""
+
     def __init__(self, *arguments):
         pass
 
@@ -56,10 +75,12 @@ class Inline(Executor):
 @pytest.fixture
 def preprocess(monkeypatch, tmp_path):
     """preprocessing.py --raw <tmp>/raw --out <tmp>/out in this process, with small patches and the flags that are given."""
+
     def call(*flags, raw=tmp_path / "raw", out=tmp_path / "out"):
         monkeypatch.setattr(preprocessing, "ProcessPoolExecutor", Inline)
         preprocessing.main(["--raw", str(raw), "--out", str(out), *SMALL, *map(str, flags)])
         return out
+
     return call
 
 
@@ -71,23 +92,54 @@ def data(tmp_path_factory):
     for number, city in enumerate(("Aa (AAA)", "Bb (BBB)", "Cc (CCC)")):
         for site in range(3):
             pixels = rng.normal(100, 40, (240, 240, 3))
-            pixels[::3 + number] += 60
+            pixels[:: 3 + number] += 60
             folder = root / "raw" / city / f"site{site}"
             folder.mkdir(parents=True)
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / "2020.png")
-    preprocessing.main(["--raw", f"{root}/raw", "--out", f"{root}/patches", "--patch-size", "48", "--stride", "24",
-                        "--image-size", "32", "--workers", "1", "--test-b", "20"])
+    preprocessing.main(
+        [
+            "--raw",
+            f"{root}/raw",
+            "--out",
+            f"{root}/patches",
+            "--patch-size",
+            "48",
+            "--stride",
+            "24",
+            "--image-size",
+            "32",
+            "--workers",
+            "1",
+            "--test-b",
+            "20",
+        ]
+    )
     return root / "patches"
 
 
 def flags(data, run, *more):
-    return ["--data", str(data), "--run", str(run), "--arch", "resnet18", "--weights", "none", "--epochs", "2", "--batch-size", "32", *more]
+    return [
+        "--data",
+        str(data),
+        "--run",
+        str(run),
+        "--arch",
+        "resnet18",
+        "--weights",
+        "none",
+        "--epochs",
+        "2",
+        "--batch-size",
+        "32",
+        *more,
+    ]
 
 
 @pytest.fixture(scope="session")
 def finished(data, tmp_path_factory):
     """A run of two epochs that nothing disturbed."""
-    import train_classification     # not above: torch takes seconds, and most tests need none
+    import train_classification  # not above: torch takes seconds, and most tests need none
+
     run = tmp_path_factory.mktemp("runs") / "whole"
     handlers = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
     train_classification.main(flags(data, run))

@@ -1,4 +1,5 @@
 """The model: which networks, their weights, checkpoints in and out, and the evaluation loop. No other module knows."""
+
 import math
 import platform
 import subprocess
@@ -13,18 +14,34 @@ import torchvision
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from dl_slicer.patch_sets import transforms as augmentation
-from dl_slicer.patch_sets import batching as loader
-from dl_slicer.model import foreign_files as torch_file
 from dl_slicer.cli import InputError, atomic, shown
 from dl_slicer.distributed import RANK, WORLD, total
+from dl_slicer.model import foreign_files as torch_file
+from dl_slicer.patch_sets import batching as loader
+from dl_slicer.patch_sets import transforms as augmentation
 
 ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 NO_NETWORK = f"none of {', '.join(ARCHITECTURES)}"
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)     # of ImageNet, as its weights expect
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as its weights expect
 # What every checkpoint says besides its weights and architecture, and what a file of other people's is taken to mean.
-DEFAULTS = {"classes": None, "mean": list(MEAN), "std": list(STD), "image_size": 224, "patch_size": None, "stride": None, "epoch": None}
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights")     # usual keys of weights in a dictionary
+DEFAULTS = {
+    "classes": None,
+    "mean": list(MEAN),
+    "std": list(STD),
+    "image_size": 224,
+    "patch_size": None,
+    "stride": None,
+    "epoch": None,
+}
+WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "module",
+    "weights",
+)  # usual keys of weights in a dictionary
 
 
 def build(arch, classes, weights="none"):
@@ -41,11 +58,15 @@ def build(arch, classes, weights="none"):
     else:
         state = read_file(weights)["model"]
         if arch_of(state) != arch:
-            raise InputError(f"--weights {shown(weights)}: weights of {arch_of(state) or NO_NETWORK}, not of --arch {arch}")
+            raise InputError(
+                f"--weights {shown(weights)}: weights of {arch_of(state) or NO_NETWORK}, not of --arch {arch}"
+            )
     given = state["fc.weight"].shape[0]
     if given != classes:
         if RANK == 0:
-            print(f"--weights {shown(weights)}: its last layer has {given} classes, a new one with {classes} takes its place")
+            print(
+                f"--weights {shown(weights)}: its last layer has {given} classes, a new one with {classes} takes its place"
+            )
         state = {key: value for key, value in state.items() if not key.startswith("fc.")}
         state |= {key: value for key, value in model.state_dict().items() if key.startswith("fc.")}
     load_state(model, state, f"--weights {shown(weights)}")
@@ -56,15 +77,19 @@ def imagenet(arch, version):
     """torchvision's ImageNet weights as a state dict; downloaded once, then taken from torch's cache."""
     available = torchvision.models.get_model_weights(arch)
     if version not in available.__members__:
-        raise InputError(f"--weights imagenet-v2: torchvision has none for {arch}; take --weights imagenet")
+        raise InputError(
+            f"--weights imagenet-v2: torchvision has none for {arch}; take --weights imagenet"
+        )
     weights = available[version]
     try:
         # weights_only: a file that somebody else has put into the cache is not unpickled freely either.
         return dict(weights.get_state_dict(progress=True, check_hash=True, weights_only=True))
-    except Exception as error:      # no connection, no space, a damaged file in the cache: torch and urllib raise a dozen kinds
+    except Exception as error:  # no connection, no space, a damaged file in the cache: torch and urllib raise a dozen kinds
         reason = shown(" ".join(str(error).split())[:100] or type(error).__name__)
-        raise InputError(f"ImageNet weights for {arch} cannot be had ({reason}): without a connection, download {weights.url} elsewhere "
-                         f"and give --weights PATH, or train from scratch with --weights none") from None
+        raise InputError(
+            f"ImageNet weights for {arch} cannot be had ({reason}): without a connection, download {weights.url} elsewhere "
+            f"and give --weights PATH, or train from scratch with --weights none"
+        ) from None
 
 
 def load_state(model, state, what):
@@ -73,7 +98,9 @@ def load_state(model, state, what):
         model.load_state_dict(state)
     except RuntimeError as error:
         detail = str(error).splitlines()[1:2] or [str(error)]
-        raise InputError(f"{what}: does not fit the network ({shown(detail[0].strip()[:200])})") from None
+        raise InputError(
+            f"{what}: does not fit the network ({shown(detail[0].strip()[:200])})"
+        ) from None
     for key, tensor in state.items():
         if not tensor.isfinite().all():
             raise InputError(f"{what}: damaged, {key} has values that are not finite")
@@ -81,12 +108,24 @@ def load_state(model, state, what):
 
 def arch_of(state):
     """Which of our networks a state dict belongs to, by its blocks and its last layer; None if none."""
-    blocks = [len({key.split(".")[1] for key in state if key.startswith(f"layer{i}.")}) for i in (1, 2, 3, 4)]
+    blocks = [
+        len({key.split(".")[1] for key in state if key.startswith(f"layer{i}.")})
+        for i in (1, 2, 3, 4)
+    ]
     bottleneck = "layer1.0.conv3.weight" in state
-    depth = {(2, 2, 2, 2, False): 18, (3, 4, 6, 3, False): 34, (3, 4, 6, 3, True): 50,
-             (3, 4, 23, 3, True): 101, (3, 8, 36, 3, True): 152}.get((*blocks, bottleneck))
+    depth = {
+        (2, 2, 2, 2, False): 18,
+        (3, 4, 6, 3, False): 34,
+        (3, 4, 6, 3, True): 50,
+        (3, 4, 23, 3, True): 101,
+        (3, 8, 36, 3, True): 152,
+    }.get((*blocks, bottleneck))
     last = state.get("fc.weight", torch.empty(0))
-    return f"resnet{depth}" if depth and last.ndim == 2 and len(last) and last.shape[1] == (2048 if bottleneck else 512) else None
+    return (
+        f"resnet{depth}"
+        if depth and last.ndim == 2 and len(last) and last.shape[1] == (2048 if bottleneck else 512)
+        else None
+    )
 
 
 def read_file(path):
@@ -102,26 +141,53 @@ def read_file(path):
     content = torch_file.read(path)
     weights = find_weights(content)
     if weights is None:
-        raise InputError(f"{shown(path)}: no checkpoint: neither a model, nor a state dict, nor one of these under {', '.join(WRAPPERS)}")
-    state = state_of_module(weights, path) if isinstance(weights, torch_file.Module) else without_prefix(weights)
+        raise InputError(
+            f"{shown(path)}: no checkpoint: neither a model, nor a state dict, nor one of these under {', '.join(WRAPPERS)}"
+        )
+    state = (
+        state_of_module(weights, path)
+        if isinstance(weights, torch_file.Module)
+        else without_prefix(weights)
+    )
     if isinstance(content, dict) and {"model", "arch", *DEFAULTS} <= content.keys():
         checkpoint = {**content, "model": state}
     else:
         arch = arch_of(state)
-        checkpoint = {**DEFAULTS, "model": state, "arch": arch, "classes": find_classes(content) if arch else None}
+        checkpoint = {
+            **DEFAULTS,
+            "model": state,
+            "arch": arch,
+            "classes": find_classes(content) if arch else None,
+        }
     check_fields(checkpoint, path)
     return checkpoint
 
 
 def find_weights(content):
     """The whole model or the state dict in what a file holds; None if there is none."""
-    candidates = [content, *(content.get(key) for key in WRAPPERS)] if isinstance(content, dict) else [content]
-    return next((candidate for candidate in candidates if isinstance(candidate, torch_file.Module) or is_state(candidate)), None)
+    candidates = (
+        [content, *(content.get(key) for key in WRAPPERS)]
+        if isinstance(content, dict)
+        else [content]
+    )
+    return next(
+        (
+            candidate
+            for candidate in candidates
+            if isinstance(candidate, torch_file.Module) or is_state(candidate)
+        ),
+        None,
+    )
 
 
 def is_state(content):
-    return isinstance(content, dict) and len(content) > 0 \
-        and all(type(key) is str and isinstance(value, torch.Tensor) for key, value in content.items())
+    return (
+        isinstance(content, dict)
+        and len(content) > 0
+        and all(
+            type(key) is str and isinstance(value, torch.Tensor) for key, value in content.items()
+        )
+    )
 
 
 def find_classes(content):
@@ -129,7 +195,9 @@ def find_classes(content):
     for key in ("classes", "class_names") if isinstance(content, dict) else ():
         if isinstance(content.get(key), (list, tuple)):
             return list(content[key])
-    numbers = content.get("class_to_idx") if isinstance(content, dict) else None     # of torchvision's ImageFolder
+    numbers = (
+        content.get("class_to_idx") if isinstance(content, dict) else None
+    )  # of torchvision's ImageFolder
     if not isinstance(numbers, dict) or not all(type(number) is int for number in numbers.values()):
         return None
     return sorted(numbers, key=numbers.get)
@@ -137,19 +205,28 @@ def find_classes(content):
 
 def without_prefix(state):
     """A state dict without what wrappers put before all keys: module. (DataParallel), _orig_mod. (torch.compile), or both."""
-    prefix = min((key for key in state if key.endswith("conv1.weight")), key=len, default="").removesuffix("conv1.weight")
-    return {key.removeprefix(prefix): value for key, value in state.items()} if all(key.startswith(prefix) for key in state) else state
+    prefix = min(
+        (key for key in state if key.endswith("conv1.weight")), key=len, default=""
+    ).removesuffix("conv1.weight")
+    return (
+        {key.removeprefix(prefix): value for key, value in state.items()}
+        if all(key.startswith(prefix) for key in state)
+        else state
+    )
 
 
 def state_of_module(module, path):
     """The state dict of a whole model. InputError if the model would compute anything else than torchvision's with these weights."""
     try:
         state = without_prefix(module.state_dict())
-        theirs = {name.removeprefix("module").removeprefix("."): layer for name, layer in module.named_modules().items()}
+        theirs = {
+            name.removeprefix("module").removeprefix("."): layer
+            for name, layer in module.named_modules().items()
+        }
         arch = arch_of(state) if is_state(state) else None
         if arch is None:
             raise torch_file.Refused(f"a model, but {NO_NETWORK}")
-        with torch.device("meta"):      # the layers without their weights
+        with torch.device("meta"):  # the layers without their weights
             ours = dict(torchvision.models.get_model(arch, weights=None).named_modules())
         for name in sorted(ours.keys() | theirs.keys()):
             check_layer(name, ours.get(name), theirs.get(name))
@@ -160,18 +237,39 @@ def state_of_module(module, path):
 
 def check_layer(name, ours, theirs):
     """Refused if a layer that a file describes differs from torchvision's of that name in more than its weights."""
-    kind, wanted = theirs.kind.rpartition(".")[2] if theirs else "missing", type(ours).__name__ if ours else "missing"
+    kind, wanted = (
+        theirs.kind.rpartition(".")[2] if theirs else "missing",
+        type(ours).__name__ if ours else "missing",
+    )
     size = theirs.attributes.get("kernel_size") if theirs else None
     if name == "avgpool" and kind == "AvgPool2d" and type(size) is int and size == 7:
-        return      # before torchvision 0.3, and the same at 224 pixels
+        return  # before torchvision 0.3, and the same at 224 pixels
     if kind != wanted:
-        raise torch_file.Refused(f"no ResNet as torchvision has it: {name or 'the model'} is {kind}, in torchvision {wanted}")
-    for setting in ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "ceil_mode", "output_size", "eps"):
+        raise torch_file.Refused(
+            f"no ResNet as torchvision has it: {name or 'the model'} is {kind}, in torchvision {wanted}"
+        )
+    for setting in (
+        "kernel_size",
+        "stride",
+        "padding",
+        "dilation",
+        "groups",
+        "padding_mode",
+        "ceil_mode",
+        "output_size",
+        "eps",
+    ):
         wanted = getattr(ours, setting, None)
-        found = theirs.attributes.get(setting, wanted)      # older versions had fewer
-        plain = type(found) in (int, float, bool, str) or type(found) is tuple and all(type(number) is int for number in found)
+        found = theirs.attributes.get(setting, wanted)  # older versions had fewer
+        plain = (
+            type(found) in (int, float, bool, str)
+            or type(found) is tuple
+            and all(type(number) is int for number in found)
+        )
         if found is not wanted and not (plain and found == wanted):
-            raise torch_file.Refused(f"no ResNet as torchvision has it: {name} has another {setting} than {wanted}")
+            raise torch_file.Refused(
+                f"no ResNet as torchvision has it: {name} has another {setting} than {wanted}"
+            )
 
 
 def check_fields(checkpoint, path):
@@ -180,22 +278,42 @@ def check_fields(checkpoint, path):
     outputs = len(checkpoint["model"]["fc.weight"]) if arch else 0
 
     def three(values, least):
-        return isinstance(values, list) and len(values) == 3 and all(type(value) is float and least <= value < 1000 for value in values)
+        return (
+            isinstance(values, list)
+            and len(values) == 3
+            and all(type(value) is float and least <= value < 1000 for value in values)
+        )
 
-    def whole(value, least=1, most=2 ** 31):
+    def whole(value, least=1, most=2**31):
         return type(value) is int and least <= value <= most
 
     def names(values):
-        return isinstance(values, list) and all(type(value) is str for value in values) and len(set(values)) == len(values) == outputs
+        return (
+            isinstance(values, list)
+            and all(type(value) is str for value in values)
+            and len(set(values)) == len(values) == outputs
+        )
 
-    is_right = {"arch": lambda value: type(value) in (str, type(None)) and value == arch, "classes": lambda value: value is None or names(value),
-                "mean": lambda value: three(value, least=0), "std": lambda value: three(value, least=1e-6), "image_size": lambda value: whole(value, most=4096),
-                "patch_size": lambda value: value is None or whole(value), "stride": lambda value: value is None or whole(value),
-                "epoch": lambda value: value is None or whole(value, least=0)}
+    is_right = {
+        "arch": lambda value: type(value) in (str, type(None)) and value == arch,
+        "classes": lambda value: value is None or names(value),
+        "mean": lambda value: three(value, least=0),
+        "std": lambda value: three(value, least=1e-6),
+        "image_size": lambda value: whole(value, most=4096),
+        "patch_size": lambda value: value is None or whole(value),
+        "stride": lambda value: value is None or whole(value),
+        "epoch": lambda value: value is None or whole(value, least=0),
+    }
     wrong = [key for key, right in is_right.items() if not right(checkpoint[key])]
-    wrong += [key for key in ("optimizer", "metrics", "args") if not isinstance(checkpoint.get(key, {}), dict)]
+    wrong += [
+        key
+        for key in ("optimizer", "metrics", "args")
+        if not isinstance(checkpoint.get(key, {}), dict)
+    ]
     if wrong:
-        raise InputError(f"{shown(path)}: damaged: its {', '.join(wrong)} cannot be right for {arch or 'weights of an unknown network'} with {outputs} outputs")
+        raise InputError(
+            f"{shown(path)}: damaged: its {', '.join(wrong)} cannot be right for {arch or 'weights of an unknown network'} with {outputs} outputs"
+        )
 
 
 def load_checkpoint(path):
@@ -216,7 +334,7 @@ def save_checkpoint(path, checkpoint):
     with atomic(path) as file:
         try:
             torch.save(checkpoint, file)
-        except RuntimeError as error:       # in which torch wraps a full disk
+        except RuntimeError as error:  # in which torch wraps a full disk
             raise error.__context__ if isinstance(error.__context__, OSError) else error
 
 
@@ -229,10 +347,14 @@ def class_names(checkpoint, patch_set, data, path):
     if checkpoint["classes"] is not None:
         check_classes(patch_set, checkpoint["classes"], data, path)
     elif len(checkpoint["model"]["fc.weight"]) != len(patch_set.classes):
-        raise InputError(f"{shown(path)} tells {len(checkpoint['model']['fc.weight'])} classes apart, without their names; "
-                         f"{shown(data)} has {len(patch_set.classes)}")
+        raise InputError(
+            f"{shown(path)} tells {len(checkpoint['model']['fc.weight'])} classes apart, without their names; "
+            f"{shown(data)} has {len(patch_set.classes)}"
+        )
     elif RANK == 0:
-        print(f"{shown(path)}: has no class names; taken to be those of {shown(data)} in sorted order")
+        print(
+            f"{shown(path)}: has no class names; taken to be those of {shown(data)} in sorted order"
+        )
     return list(patch_set.classes)
 
 
@@ -241,8 +363,13 @@ def check_classes(patch_set, classes, data, checkpoint):
     if list(patch_set.classes) != list(classes):
         surplus = sorted(set(patch_set.classes) - set(classes)) or ["none"]
         lacking = sorted(set(classes) - set(patch_set.classes)) or ["none"]
-        few = [shown(", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")) for names in (surplus, lacking)]
-        raise InputError(f"{shown(data)} has other classes than {shown(checkpoint)}: only in the data: {few[0]}; only in the checkpoint: {few[1]}")
+        few = [
+            shown(", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else ""))
+            for names in (surplus, lacking)
+        ]
+        raise InputError(
+            f"{shown(data)} has other classes than {shown(checkpoint)}: only in the data: {few[0]}; only in the checkpoint: {few[1]}"
+        )
 
 
 def pick_device(name):
@@ -253,7 +380,9 @@ def pick_device(name):
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"--device {shown(name)}: not to be had ({' '.join(str(error).split())[:120]})") from None
+        raise InputError(
+            f"--device {shown(name)}: not to be had ({' '.join(str(error).split())[:120]})"
+        ) from None
     if device.type == "meta":
         raise InputError("--device meta: computes nothing")
     return device
@@ -264,9 +393,11 @@ def pick_dtype(amp, device):
     if amp == "auto":
         if device.type == "cuda":
             fast = torch.cuda.get_device_capability(device) >= (8, 0)
-        else:   # without such instructions bf16 is emulated, slower than float32
+        else:  # without such instructions bf16 is emulated, slower than float32
             capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-            fast = device.type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+            fast = device.type == "cpu" and bool(
+                capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+            )
         return torch.bfloat16 if fast else torch.float32
     return torch.bfloat16 if amp == "bf16" else torch.float32
 
@@ -275,7 +406,20 @@ def autocast(device, dtype):
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
-def evaluate(model, patch_set, device, dtype, mean=MEAN, std=STD, workers=0, desc="evaluating", stop=lambda: False, features=False, tta=False, score=False):
+def evaluate(
+    model,
+    patch_set,
+    device,
+    dtype,
+    mean=MEAN,
+    std=STD,
+    workers=0,
+    desc="evaluating",
+    stop=lambda: False,
+    features=False,
+    tta=False,
+    score=False,
+):
     """Logits of every patch, once, in the set's order: float32 tensor (N, classes) on the CPU. The model is left in eval mode.
 
     score: keep of each patch its loss and whether it is right (1 or 0) in place of the logits, which are large: (N, 2).
@@ -287,27 +431,54 @@ def evaluate(model, patch_set, device, dtype, mean=MEAN, std=STD, workers=0, des
     """
     model.eval()
     batch_size = 512 if device.type == "cuda" else 64
-    order = [range(first, min(first + batch_size, len(patch_set))) for first in range(0, len(patch_set), batch_size)]
+    order = [
+        range(first, min(first + batch_size, len(patch_set)))
+        for first in range(0, len(patch_set), batch_size)
+    ]
     batches = loader.batches(patch_set, order[RANK::WORLD], device, workers)
     kept = torch.zeros(len(patch_set), 2 if score else len(patch_set.classes), device=device)
     seen = torch.zeros(len(patch_set), model.fc.in_features if features else 0, device=device)
 
     def keep(layer, inputs):
-        seen[batch.start:batch.stop] += inputs[0].float() / len(views)
-    with torch.inference_mode(), autocast(device, dtype), model.fc.register_forward_pre_hook(keep) if features else nullcontext(), \
-            tqdm(total=len(patch_set), desc=desc, unit=" patches", disable=None if RANK == 0 else True, leave=False) as bar:
+        seen[batch.start : batch.stop] += inputs[0].float() / len(views)
+
+    with (
+        torch.inference_mode(),
+        autocast(device, dtype),
+        model.fc.register_forward_pre_hook(keep) if features else nullcontext(),
+        tqdm(
+            total=len(patch_set),
+            desc=desc,
+            unit=" patches",
+            disable=None if RANK == 0 else True,
+            leave=False,
+        ) as bar,
+    ):
         for i in range(0, len(order), WORLD):
-            if i + RANK < len(order):       # else the others still have one
+            if i + RANK < len(order):  # else the others still have one
                 batch = order[i + RANK]
                 images, labels = next(batches)
                 views = [loader.normalise(images, mean, std)]
                 if tta:
                     views = list(augmentation.symmetries(views[0]))
                 logits = [model(view).float() for view in views]
-                logits = torch.stack(logits).log_softmax(2).logsumexp(0) - math.log(len(views)) if tta else logits[0]
-                kept[batch.start:batch.stop] = logits if not score else \
-                    torch.stack([cross_entropy(logits, labels, reduction="none"), (logits.argmax(1) == labels).float()], 1)
-            bar.update(sum(map(len, order[i:i + WORLD])))
+                logits = (
+                    torch.stack(logits).log_softmax(2).logsumexp(0) - math.log(len(views))
+                    if tta
+                    else logits[0]
+                )
+                kept[batch.start : batch.stop] = (
+                    logits
+                    if not score
+                    else torch.stack(
+                        [
+                            cross_entropy(logits, labels, reduction="none"),
+                            (logits.argmax(1) == labels).float(),
+                        ],
+                        1,
+                    )
+                )
+            bar.update(sum(map(len, order[i : i + WORLD])))
             if stop():
                 return None
         return (total(kept).cpu(), total(seen).cpu()) if features else total(kept).cpu()
@@ -316,11 +487,22 @@ def evaluate(model, patch_set, device, dtype, mean=MEAN, std=STD, workers=0, des
 @lru_cache
 def versions():
     """Of everything that can change a result, and the commit of this checkout."""
-    found = {"python": platform.python_version(), "torch": str(torch.__version__), "torchvision": str(torchvision.__version__),
-             "numpy": np.__version__, "pillow": PIL.__version__, "cuda": torch.version.cuda if torch.cuda.is_available() else None}
+    found = {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+    }
     try:
-        git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=Path(__file__).parent, capture_output=True, text=True)
+        git = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+        )
         found["commit"] = git.stdout.strip() or None
-    except OSError:     # no git on this machine
+    except OSError:  # no git on this machine
         found["commit"] = None
     return found

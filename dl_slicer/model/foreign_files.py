@@ -5,6 +5,7 @@ classes that are listed, allocates what the file claims to need, and knows no wh
 instructions are followed by hand and no name leads to an import: the names below stand for a few functions of this module, every
 other one ends the reading. Memory stays within the file's size and what LIMIT bytes of instructions can list.
 """
+
 import io
 import math
 import os
@@ -18,17 +19,33 @@ import torch
 
 from dl_slicer.cli import InputError, shown
 
-LIMIT = 2 ** 22     # bytes of instructions; a ResNet-152 with Adam's state has 0.3 MB
-MAGIC, PROTOCOL = 0x1950a86a20f9469cfc6c, 1001      # what the format before torch 1.6 begins with
+LIMIT = 2**22  # bytes of instructions; a ResNet-152 with Adam's state has 0.3 MB
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # what the format before torch 1.6 begins with
 
 # All that a ResNet on any device needs, alone or in DataParallel. AvgPool2d is what torchvision had before AdaptiveAvgPool2d.
-CLASSES = {"torch.nn.parallel.data_parallel.DataParallel", "torchvision.models.resnet.ResNet", "torchvision.models.resnet.BasicBlock",
-           "torchvision.models.resnet.Bottleneck", "torch.nn.modules.container.Sequential", "torch.nn.modules.conv.Conv2d",
-           "torch.nn.modules.batchnorm.BatchNorm2d", "torch.nn.modules.activation.ReLU", "torch.nn.modules.pooling.MaxPool2d",
-           "torch.nn.modules.pooling.AdaptiveAvgPool2d", "torch.nn.modules.pooling.AvgPool2d", "torch.nn.modules.linear.Linear"}
-STORAGES = {"torch.FloatStorage": torch.float32, "torch.DoubleStorage": torch.float64, "torch.HalfStorage": torch.float16,
-            "torch.BFloat16Storage": torch.bfloat16, "torch.LongStorage": torch.int64, "torch.IntStorage": torch.int32,
-            "torch.ByteStorage": torch.uint8}
+CLASSES = {
+    "torch.nn.parallel.data_parallel.DataParallel",
+    "torchvision.models.resnet.ResNet",
+    "torchvision.models.resnet.BasicBlock",
+    "torchvision.models.resnet.Bottleneck",
+    "torch.nn.modules.container.Sequential",
+    "torch.nn.modules.conv.Conv2d",
+    "torch.nn.modules.batchnorm.BatchNorm2d",
+    "torch.nn.modules.activation.ReLU",
+    "torch.nn.modules.pooling.MaxPool2d",
+    "torch.nn.modules.pooling.AdaptiveAvgPool2d",
+    "torch.nn.modules.pooling.AvgPool2d",
+    "torch.nn.modules.linear.Linear",
+}
+STORAGES = {
+    "torch.FloatStorage": torch.float32,
+    "torch.DoubleStorage": torch.float64,
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.LongStorage": torch.int64,
+    "torch.IntStorage": torch.int32,
+    "torch.ByteStorage": torch.uint8,
+}
 
 
 class Refused(Exception):
@@ -37,6 +54,7 @@ class Refused(Exception):
 
 class Name(NamedTuple):
     """A class or function that a file names. Only the name."""
+
     name: str
 
 
@@ -49,7 +67,11 @@ class Module:
     def part(self, key):
         """Its _modules, _parameters or _buffers."""
         part = self.attributes.get(key)
-        if not isinstance(part, dict) or len(part) > 100 or not all(type(name) is str and len(name) < 100 for name in part):
+        if (
+            not isinstance(part, dict)
+            or len(part) > 100
+            or not all(type(name) is str and len(name) < 100 for name in part)
+        ):
             raise Refused(f"damaged: a {self.kind} without {key}")
         return {name: value for name, value in part.items() if value is not None}
 
@@ -59,16 +81,27 @@ class Module:
         while waiting:
             name, module = waiting.pop()
             # A damaged file's module may contain itself; a ResNet-152 is 520 modules, six deep.
-            if not isinstance(module, Module) or len(found) + len(waiting) > 2000 or name.count(".") > 10:
+            if (
+                not isinstance(module, Module)
+                or len(found) + len(waiting) > 2000
+                or name.count(".") > 10
+            ):
                 raise Refused("damaged: its modules are no tree of modules")
             found[name] = module
-            waiting += [(f"{name}.{child}".lstrip("."), value) for child, value in module.part("_modules").items()]
+            waiting += [
+                (f"{name}.{child}".lstrip("."), value)
+                for child, value in module.part("_modules").items()
+            ]
         return found
 
     def state_dict(self):
         """{dotted name: value} of all parameters and buffers."""
-        return {f"{name}.{key}".lstrip("."): value for name, module in self.named_modules().items()
-                for part in ("_parameters", "_buffers") for key, value in module.part(part).items()}
+        return {
+            f"{name}.{key}".lstrip("."): value
+            for name, module in self.named_modules().items()
+            for part in ("_parameters", "_buffers")
+            for key, value in module.part(part).items()
+        }
 
 
 def read(path):
@@ -86,7 +119,9 @@ def read(path):
             raise Refused("no checkpoint: torch.save writes no such file")
         except Refused as error:
             reason = str(error)
-        except Exception as error:      # whatever a damaged file makes zipfile, pickletools, struct or torch raise
+        except (
+            Exception
+        ) as error:  # whatever a damaged file makes zipfile, pickletools, struct or torch raise
             reason = f"damaged or cut short ({' '.join(str(error).split())[:100] or type(error).__name__})"
     raise InputError(f"{shown(path)}: {reason}")
 
@@ -94,7 +129,9 @@ def read(path):
 def _read_zip(file):
     """The format since torch 1.6: a zip archive of the pickle and one uncompressed record a storage."""
     archive = zipfile.ZipFile(file)
-    pickles = [name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
+    pickles = [
+        name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1
+    ]
     if len(pickles) != 1:
         raise Refused("a zip archive, but no checkpoint: torch.save did not write it")
     folder = pickles[0].removesuffix("data.pkl")
@@ -103,8 +140,10 @@ def _read_zip(file):
     def record(name, most):
         info = archive.getinfo(folder + name)
         if info.compress_type != zipfile.ZIP_STORED or info.file_size > most:
-            raise Refused(f"no checkpoint: its record {shown(name)[:40]} is compressed or too large")
-        return archive.read(info)       # checks the record's checksum
+            raise Refused(
+                f"no checkpoint: its record {shown(name)[:40]} is compressed or too large"
+            )
+        return archive.read(info)  # checks the record's checksum
 
     def storage(dtype, key, count):
         nonlocal budget
@@ -139,12 +178,16 @@ def _read_stream(file):
     if _follow(pickles, storage).get("little_endian") is not True:
         raise Refused("written on a big-endian machine; convert it there")
     content, keys = _follow(pickles, storage), _follow(pickles, storage)
-    if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(keys) != sorted(storages):
+    if (
+        type(keys) is not list
+        or not all(type(key) is str for key in keys)
+        or sorted(keys) != sorted(storages)
+    ):
         raise Refused("damaged: it lists other tensors than it has")
     file.seek(pickles.tell())
     for key in keys:
         buffer = storages[key].view(torch.uint8).numpy()
-        count, = struct.unpack("<q", file.read(8))
+        (count,) = struct.unpack("<q", file.read(8))
         if count != len(storages[key]) or file.readinto(buffer) != len(buffer):
             raise Refused("damaged or cut short: it holds less than it claims")
     return content
@@ -166,7 +209,7 @@ def _follow(pickle, storage):
         elif op in ("BINGET", "LONG_BINGET"):
             stack.append(memo[value])
         elif op in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            stack[-int(op[-1]):] = [tuple(stack[-int(op[-1]):])]
+            stack[-int(op[-1]) :] = [tuple(stack[-int(op[-1]) :])]
         elif op == "MARK":
             below.append(stack)
             stack = []
@@ -178,42 +221,70 @@ def _follow(pickle, storage):
             items, stack[-count:] = stack[-count:], []
             _fill(stack[-1], items)
         elif op in ("GLOBAL", "STACK_GLOBAL"):
-            name, module = (stack.pop(), stack.pop()) if op == "STACK_GLOBAL" else reversed(value.split(" ", 1))
+            name, module = (
+                (stack.pop(), stack.pop())
+                if op == "STACK_GLOBAL"
+                else reversed(value.split(" ", 1))
+            )
             stack.append(_allowed(module, name))
         elif op == "BINPERSID":
             stack.append(_persistent(storage, *_few(stack.pop())))
         elif op in ("REDUCE", "NEWOBJ"):
             arguments, called = stack.pop(), stack.pop()
-            if not isinstance(called, Name) or called.name not in (FUNCTIONS if op == "REDUCE" else CLASSES):
+            if not isinstance(called, Name) or called.name not in (
+                FUNCTIONS if op == "REDUCE" else CLASSES
+            ):
                 raise Refused("damaged: it calls what cannot be called")
-            stack.append(FUNCTIONS[called.name](*_few(arguments)) if op == "REDUCE" else Module(called.name))
+            stack.append(
+                FUNCTIONS[called.name](*_few(arguments)) if op == "REDUCE" else Module(called.name)
+            )
         elif op == "BUILD":
             state = stack.pop()
             if isinstance(stack[-1], Module):
                 stack[-1].attributes = state if type(state) is dict else {}
             # Else what a state dict or a parameter has besides its content (_metadata, flags): not needed.
         elif op not in ("PROTO", "FRAME", "STOP"):
-            raise Refused(f"no checkpoint: its pickle has the instruction {op}, torch.save writes none")
+            raise Refused(
+                f"no checkpoint: its pickle has the instruction {op}, torch.save writes none"
+            )
     return stack.pop()
 
 
-LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "SHORT_BINSTRING", "BINSTRING"}
+LITERALS = {
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG1",
+    "BINFLOAT",
+    "BINUNICODE",
+    "SHORT_BINUNICODE",
+    "SHORT_BINSTRING",
+    "BINSTRING",
+}
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": list}      # of sets only the items matter here, and nobody asks for them
+EMPTY = {
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+    "EMPTY_SET": list,
+}  # of sets only the items matter here, and nobody asks for them
 
 
 def _fill(target, items):
     """What APPEND and SETITEM do. Keys other than names and small numbers could be made to take hours of hashing."""
     if type(target) is list:
         target.extend(items)
-    elif type(target) is dict and all(type(key) is str or type(key) is int and 0 <= key < 2 ** 31 for key in items[::2]):
+    elif type(target) is dict and all(
+        type(key) is str or type(key) is int and 0 <= key < 2**31 for key in items[::2]
+    ):
         target.update(zip(items[::2], items[1::2], strict=True))
     else:
         raise Refused("damaged: a list or dictionary that is none")
 
 
 def _few(arguments):
-    if type(arguments) is not tuple or len(arguments) > 10:     # a long one could be handed on again and again, for hours
+    if (
+        type(arguments) is not tuple or len(arguments) > 10
+    ):  # a long one could be handed on again and again, for hours
         raise Refused("damaged: it calls with wrong arguments")
     return arguments
 
@@ -221,9 +292,13 @@ def _few(arguments):
 def _allowed(module, name):
     if type(module) is not str or type(name) is not str:
         raise Refused("damaged: a name that is none")
-    name = f"{module}.{name}".replace("__builtin__.", "builtins.")       # as Python 2 called them, and as torch.save still does
+    name = f"{module}.{name}".replace(
+        "__builtin__.", "builtins."
+    )  # as Python 2 called them, and as torch.save still does
     if name not in CLASSES and name not in STORAGES and name not in FUNCTIONS:
-        raise Refused(f"refused, nothing of it was run: it asks for {shown(name)[:80]}, which no ResNet needs")
+        raise Refused(
+            f"refused, nothing of it was run: it asks for {shown(name)[:80]}, which no ResNet needs"
+        )
     return Name(name)
 
 
@@ -233,7 +308,7 @@ def _persistent(storage, kind, what, *more):
         return what
     if kind != "storage" or not isinstance(what, Name) or what.name not in STORAGES:
         raise Refused("damaged: a storage that is none")
-    key, _, count, *view = more         # left out: the device, all goes to the CPU
+    key, _, count, *view = more  # left out: the device, all goes to the CPU
     dtype = STORAGES[what.name]
     if type(key) is not str or type(count) is not int or count < 0 or view not in ([], [None]):
         raise Refused("damaged: a storage that is none")
@@ -245,9 +320,20 @@ def _persistent(storage, kind, what, *more):
 
 def _tensor(flat, offset, size, stride, requires_grad=False, hooks=None, metadata=None):
     """A tensor as a view of its storage, if it lies within it and is no larger."""
-    if not isinstance(flat, torch.Tensor) or len(size) != len(stride) or len(size) > 8 or metadata \
-            or not all(type(number) is int and 0 <= number < 2 ** 31 for number in (offset, *size, *stride)) or math.prod(size) > len(flat) \
-            or (math.prod(size) and offset + sum((n - 1) * step for n, step in zip(size, stride)) >= len(flat)):
+    if (
+        not isinstance(flat, torch.Tensor)
+        or len(size) != len(stride)
+        or len(size) > 8
+        or metadata
+        or not all(
+            type(number) is int and 0 <= number < 2**31 for number in (offset, *size, *stride)
+        )
+        or math.prod(size) > len(flat)
+        or (
+            math.prod(size)
+            and offset + sum((n - 1) * step for n, step in zip(size, stride)) >= len(flat)
+        )
+    ):
         raise Refused("damaged: a tensor that does not lie within its storage")
     return flat.as_strided(size, stride, offset)
 
@@ -262,8 +348,12 @@ def _dictionary(pairs=()):
     return content
 
 
-FUNCTIONS = {"torch._utils._rebuild_tensor": _tensor, "torch._utils._rebuild_tensor_v2": _tensor,
-             "torch._utils._rebuild_parameter": lambda data, *flags: data,
-             "torch._utils._rebuild_parameter_with_state": lambda data, *flags: data,
-             "collections.OrderedDict": _dictionary, "torch.device": lambda *name: None,
-             "builtins.set": lambda items=(): items}
+FUNCTIONS = {
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": lambda data, *flags: data,
+    "torch._utils._rebuild_parameter_with_state": lambda data, *flags: data,
+    "collections.OrderedDict": _dictionary,
+    "torch.device": lambda *name: None,
+    "builtins.set": lambda items=(): items,
+}

@@ -1,4 +1,5 @@
 """From a patch set to batches on the device: which patches in which order, and the uint8-to-network step done there."""
+
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from weakref import WeakKeyDictionary
@@ -15,14 +16,16 @@ def epoch_order(labels, batch_size, seed, epoch, balanced=True):
     from the start; else every patch is drawn once. What does not fill a last batch is left out of this epoch.
     """
     rng = np.random.default_rng([seed, epoch])
-    whole = np.int32 if len(labels) < 2 ** 31 else np.int64     # of tens of millions of patches half the memory
+    whole = (
+        np.int32 if len(labels) < 2**31 else np.int64
+    )  # of tens of millions of patches half the memory
     if balanced:
         classes = np.unique(labels)
         shares = np.full(len(classes), len(labels) // len(classes))
-        shares[rng.permutation(len(classes))[:len(labels) % len(classes)]] += 1
+        shares[rng.permutation(len(classes))[: len(labels) % len(classes)]] += 1
         order, filled = np.empty(len(labels), whole), 0
         for label, share in zip(classes, shares):
-            order[filled:filled + share] = _cycled(np.flatnonzero(labels == label), share, rng)
+            order[filled : filled + share] = _cycled(np.flatnonzero(labels == label), share, rng)
             filled += share
         rng.shuffle(order)
     else:
@@ -30,7 +33,7 @@ def epoch_order(labels, batch_size, seed, epoch, balanced=True):
         rng.shuffle(order)
     batch_size = min(batch_size, len(order))
     steps = len(order) // batch_size
-    return order[:steps * batch_size].reshape(steps, batch_size)
+    return order[: steps * batch_size].reshape(steps, batch_size)
 
 
 def _cycled(indices, count, rng):
@@ -40,7 +43,9 @@ def _cycled(indices, count, rng):
 
 def flips(batch_size, seed, epoch, step):
     """Bool array (2, batch_size): which patches of a step are flipped left-right and up-down, a pure function of the arguments."""
-    return np.random.default_rng([seed, epoch, step, 1]).integers(0, 2, (2, batch_size)).astype(bool)
+    return (
+        np.random.default_rng([seed, epoch, step, 1]).integers(0, 2, (2, batch_size)).astype(bool)
+    )
 
 
 def place(patch_set, device):
@@ -67,7 +72,10 @@ def batches(patch_set, order, device, workers=0, where=None):
     return _from_files(patch_set, order, device)
 
 
-_places, _residents = WeakKeyDictionary(), WeakKeyDictionary()      # of patch sets; what is there is gone when they are
+_places, _residents = (
+    WeakKeyDictionary(),
+    WeakKeyDictionary(),
+)  # of patch sets; what is there is gone when they are
 
 
 def _placed(patch_set, device):
@@ -83,10 +91,14 @@ def _from_device(patch_set, order, device):
     size = patch_set.image_size
     for indices in order:
         region, y, x = patch_set.corners(indices)
-        start = first[region] + 3 * (y * width[region] + x)                                     # (n,), of a patch's first row
-        rows = start[:, None] + 3 * width[region][:, None] * np.arange(size)                    # (n, size), of each row
+        start = first[region] + 3 * (y * width[region] + x)  # (n,), of a patch's first row
+        rows = start[:, None] + 3 * width[region][:, None] * np.arange(
+            size
+        )  # (n, size), of each row
         # A view of every place where a row could start: a batch is then one gather.
-        images = pixels.unfold(0, 3 * size, 1)[to_device(rows, device)].view(len(indices), size, size, 3)
+        images = pixels.unfold(0, 3 * size, 1)[to_device(rows, device)].view(
+            len(indices), size, size, 3
+        )
         yield images, to_device(patch_set.labels[indices].astype(np.int64), device)
 
 
@@ -97,7 +109,7 @@ def _resident(patch_set, device):
         pixels = torch.empty(patch_set.nbytes, dtype=torch.uint8, device=device)
         first, width, used = [], [], 0
         for array in patch_set.region_arrays():
-            pixels[used:used + array.size].copy_(torch.from_numpy(array).view(-1))
+            pixels[used : used + array.size].copy_(torch.from_numpy(array).view(-1))
             first.append(used)
             width.append(array.shape[1])
             used += array.size
@@ -107,8 +119,16 @@ def _resident(patch_set, device):
 
 def _from_files(patch_set, order, device):
     """Read in a thread, one batch ahead: the disk, if it is needed, works while the network does."""
+
     def read(indices):
-        images = torch.empty(len(indices), patch_set.image_size, patch_set.image_size, 3, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        images = torch.empty(
+            len(indices),
+            patch_set.image_size,
+            patch_set.image_size,
+            3,
+            dtype=torch.uint8,
+            pin_memory=device.type == "cuda",
+        )
         patch_set.read(indices, images.numpy())
         return images
 
@@ -117,13 +137,20 @@ def _from_files(patch_set, order, device):
         for i, indices in enumerate(order):
             images = (ahead or thread.submit(read, indices)).result()
             ahead = thread.submit(read, order[i + 1]) if i + 1 < len(order) else None
-            yield images.to(device, non_blocking=True), to_device(patch_set.labels[indices].astype(np.int64), device)
+            yield (
+                images.to(device, non_blocking=True),
+                to_device(patch_set.labels[indices].astype(np.int64), device),
+            )
 
 
 def to_device(array, device):
     """A NumPy array as a tensor on the device, without making a GPU wait."""
     tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return (
+        tensor.pin_memory().to(device, non_blocking=True)
+        if device.type == "cuda"
+        else tensor.to(device)
+    )
 
 
 class _Batches(Dataset):
@@ -131,13 +158,21 @@ class _Batches(Dataset):
         self.patch_set = patch_set
 
     def __getitem__(self, indices):
-        return torch.from_numpy(self.patch_set.read(indices)), torch.from_numpy(self.patch_set.labels[indices].astype(np.int64))
+        return torch.from_numpy(self.patch_set.read(indices)), torch.from_numpy(
+            self.patch_set.labels[indices].astype(np.int64)
+        )
 
 
 def _from_workers(patch_set, order, device, workers):
     # A generator of its own: else each loop would draw from the global one, and a resumed run would find that at another place.
-    loader = DataLoader(_Batches(patch_set), sampler=order, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda",
-                        generator=torch.Generator())
+    loader = DataLoader(
+        _Batches(patch_set),
+        sampler=order,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),
+    )
     for images, labels in loader:
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
@@ -149,13 +184,17 @@ def normalise(images, mean, std, flipped=None):
     """
     if flipped is not None:
         images = _flip(images, flipped)
-    scale, shift = constants(images.device, tuple(1 / (255 * s) for s in std), tuple(-m / s for m, s in zip(mean, std)))
+    scale, shift = constants(
+        images.device, tuple(1 / (255 * s) for s in std), tuple(-m / s for m, s in zip(mean, std))
+    )
     images = images.float()
     return torch.addcmul(shift, images, scale, out=images).permute(0, 3, 1, 2)
 
 
 def _flip(images, flipped):
-    if images.device.type != "cpu":     # two passes over all of them are cheaper than asking, on the CPU, which they are
+    if (
+        images.device.type != "cpu"
+    ):  # two passes over all of them are cheaper than asking, on the CPU, which they are
         horizontal, vertical = flipped[:, :, None, None, None]
         images = torch.where(horizontal, images.flip(2), images)
         return torch.where(vertical, images.flip(1), images)
@@ -168,5 +207,7 @@ def _flip(images, flipped):
 @lru_cache
 def constants(device, *values):
     """Tensors on the device of tuples of numbers, made once: copying them would make a GPU wait."""
-    with torch.inference_mode(False):       # else whoever asks first while evaluating would leave tensors that cannot be trained with
+    with torch.inference_mode(
+        False
+    ):  # else whoever asks first while evaluating would leave tensors that cannot be trained with
         return [torch.tensor(value, device=device) for value in values]

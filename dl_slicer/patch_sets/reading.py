@@ -11,6 +11,7 @@ A patch set made by preprocessing.py stores every region of a raster once, at th
 
 The published layout, train|val|test|test_b/<City (CODE)>/*.jpg, is read as well.
 """
+
 import csv
 import json
 import math
@@ -31,29 +32,38 @@ from PIL import Image, UnidentifiedImageError
 
 from dl_slicer.cli import InputError, shown
 
-warnings.filterwarnings("ignore", module=r"PIL\.")       # of odd metadata, and of large images that are not yet too large
+warnings.filterwarnings(
+    "ignore", module=r"PIL\."
+)  # of odd metadata, and of large images that are not yet too large
 
 FORMAT = 1
 SPLITS = ("train", "val", "test", "test_b")
 IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
-KEPT_BYTES = 64 * 2 ** 20   # of a split's arrays that may count as memory of the process that reads patches; a training run has two
-FORMATS = ("JPEG", "PNG", "TIFF")   # nothing else is tried, whatever a file's name: Pillow would start Ghostscript for some
+KEPT_BYTES = (
+    64 * 2**20
+)  # of a split's arrays that may count as memory of the process that reads patches; a training run has two
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "TIFF",
+)  # nothing else is tried, whatever a file's name: Pillow would start Ghostscript for some
 
 
 class Region(NamedTuple):
     """A row of regions.csv: the part of a raster that belongs to one split."""
-    region: str     # City (CODE)/site/raster.split
-    split: str      # train, val or test
+
+    region: str  # City (CODE)/site/raster.split
+    split: str  # train, val or test
     city: str
     site: str
-    raster: str     # path relative to the raw folder
-    x: int          # rectangle in pixels of the raster
+    raster: str  # path relative to the raw folder
+    x: int  # rectangle in pixels of the raster
     y: int
     width: int
     height: int
-    rows: int       # windows
+    rows: int  # windows
     cols: int
-    file: str       # path of the array, relative to the patch set
+    file: str  # path of the array, relative to the patch set
 
 
 def code(city):
@@ -73,8 +83,10 @@ def scaled_stride(patch_size, stride, image_size):
         return image_size * stride // patch_size
     step = patch_size // math.gcd(patch_size, image_size)
     near = sorted({max(step, stride // step * step), -(-stride // step) * step})
-    raise InputError(f"--stride {stride}: image_size * stride / patch_size = {image_size} * {stride} / {patch_size} is no whole "
-                     f"number; the nearest that works: --stride {' or '.join(map(str, near))}")
+    raise InputError(
+        f"--stride {stride}: image_size * stride / patch_size = {image_size} * {stride} / {patch_size} is no whole "
+        f"number; the nearest that works: --stride {' or '.join(map(str, near))}"
+    )
 
 
 class UnreadableImage(Exception):
@@ -92,13 +104,21 @@ def opened(path):
     except UnreadableImage:
         raise
     except UnidentifiedImageError:
-        raise UnreadableImage("no JPEG, PNG or TIFF image that can be read; replace or delete it") from None
+        raise UnreadableImage(
+            "no JPEG, PNG or TIFF image that can be read; replace or delete it"
+        ) from None
     except Image.DecompressionBombError:
-        raise UnreadableImage(f"has more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels; cut it into smaller images") from None
+        raise UnreadableImage(
+            f"has more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels; cut it into smaller images"
+        ) from None
     except MemoryError:
-        raise UnreadableImage("does not fit into memory; cut it into smaller images, or take fewer processes") from None
+        raise UnreadableImage(
+            "does not fit into memory; cut it into smaller images, or take fewer processes"
+        ) from None
     except Exception as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        reason = (
+            getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        )
         raise UnreadableImage(f"cannot be read ({shown(reason)}); replace or delete it") from None
 
 
@@ -110,7 +130,9 @@ def read_image(path):
     with opened(path) as image:
         image.load()
         if image.mode == "F":
-            raise UnreadableImage("its pixels are floating-point numbers; convert it to 8 or 16 bits a channel")
+            raise UnreadableImage(
+                "its pixels are floating-point numbers; convert it to 8 or 16 bits a channel"
+            )
         if image.mode == "I" or image.mode.startswith("I;16"):
             image = _upper_8_bits(image)
         return image if image.mode == "RGB" else image.convert("RGB")
@@ -118,9 +140,11 @@ def read_image(path):
 
 def _upper_8_bits(image):
     grey = np.empty((image.height, image.width), np.uint8)
-    for y in range(0, image.height, 256):       # in strips: 32 and 64 bits a pixel of a large image are gigabytes
+    for y in range(
+        0, image.height, 256
+    ):  # in strips: 32 and 64 bits a pixel of a large image are gigabytes
         strip = np.asarray(image.crop((0, y, image.width, min(y + 256, image.height))))
-        grey[y:y + 256] = (strip.astype(np.int64) >> 8).clip(0, 255)
+        grey[y : y + 256] = (strip.astype(np.int64) >> 8).clip(0, 255)
     return Image.fromarray(grey)
 
 
@@ -143,12 +167,18 @@ def open_split(root, split, image_size=None):
     if (root / "dataset.json").is_file():
         return ArrayPatches(root, split, image_size)
     if not root.is_dir():
-        raise InputError(f"{shown(root)}: no such folder; make a patch set with preprocessing.py --out {shown(root)}")
+        raise InputError(
+            f"{shown(root)}: no such folder; make a patch set with preprocessing.py --out {shown(root)}"
+        )
     if (root / "arrays").is_dir():
-        raise InputError(f"{shown(root)}: preprocessing has not finished here (no dataset.json); run preprocessing.py again, it goes on where it stopped")
+        raise InputError(
+            f"{shown(root)}: preprocessing has not finished here (no dataset.json); run preprocessing.py again, it goes on where it stopped"
+        )
     if any((root / name).is_dir() for name in SPLITS):
         return JpegPatches(root, split, image_size or 224)
-    raise InputError(f"{shown(root)}: no patch set (no dataset.json, no train, val or test folder); make one with preprocessing.py --out")
+    raise InputError(
+        f"{shown(root)}: no patch set (no dataset.json, no train, val or test folder); make one with preprocessing.py --out"
+    )
 
 
 def load_description(root):
@@ -157,13 +187,20 @@ def load_description(root):
     try:
         description = json.loads(file.read_text(encoding="utf-8"))
         made_by = description["format"]
-        if made_by == FORMAT and not {"patch_size", "stride", "image_size", "classes", "raw"} <= description.keys():
+        if (
+            made_by == FORMAT
+            and not {"patch_size", "stride", "image_size", "classes", "raw"} <= description.keys()
+        ):
             raise ValueError
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{shown(file)}: damaged, or not written by preprocessing.py; delete this file and run preprocessing.py again") from None
+        raise InputError(
+            f"{shown(file)}: damaged, or not written by preprocessing.py; delete this file and run preprocessing.py again"
+        ) from None
     if made_by != FORMAT:
-        raise InputError(f"{shown(file)}: patch set of format {shown(made_by)}, this version has {FORMAT}; "
-                         "delete the set and make it anew with preprocessing.py")
+        raise InputError(
+            f"{shown(file)}: patch set of format {shown(made_by)}, this version has {FORMAT}; "
+            "delete the set and make it anew with preprocessing.py"
+        )
     return description
 
 
@@ -171,13 +208,22 @@ def load_regions(root, split=None):
     """The rows of regions.csv, of one split or of all."""
     file = Path(root) / "regions.csv"
     whole = ("x", "y", "width", "height", "rows", "cols")
-    same = {}       # one object for what many rows say: of hundreds of thousands of rows a third of the memory
+    same = {}  # one object for what many rows say: of hundreds of thousands of rows a third of the memory
     try:
         with open(file, newline="", encoding="utf-8") as lines:
-            rows = ({key: int(value) if key in whole else value for key, value in row.items()} for row in csv.DictReader(lines))
-            return [Region(**{key: same.setdefault(value, value) for key, value in row.items()}) for row in rows if split in (None, row["split"])]
+            rows = (
+                {key: int(value) if key in whole else value for key, value in row.items()}
+                for row in csv.DictReader(lines)
+            )
+            return [
+                Region(**{key: same.setdefault(value, value) for key, value in row.items()})
+                for row in rows
+                if split in (None, row["split"])
+            ]
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
-        raise InputError(f"{shown(file)}: cannot be read ({shown(error)}); run preprocessing.py again") from None
+        raise InputError(
+            f"{shown(file)}: cannot be read ({shown(error)}); run preprocessing.py again"
+        ) from None
 
 
 def label_type(classes):
@@ -205,32 +251,51 @@ def write_array(file, array):
 
 class ArrayPatches:
     """The patches of one split as slices of memory-mapped arrays. See open_split."""
-    default_workers = 0     # a slice takes microseconds, handing it from one process to another takes longer
+
+    default_workers = (
+        0  # a slice takes microseconds, handing it from one process to another takes longer
+    )
 
     def __init__(self, root, split, image_size):
         self.root, self.split = Path(root), split
         self.description = description = load_description(root)
         self.classes = description["classes"]
-        self.patch_size, self.stride, self.image_size = (description[key] for key in ("patch_size", "stride", "image_size"))
+        self.patch_size, self.stride, self.image_size = (
+            description[key] for key in ("patch_size", "stride", "image_size")
+        )
         if image_size not in (None, self.image_size):
-            raise InputError(f"{shown(root)}: its patches are {self.image_size} pixels wide, {image_size} are asked for; "
-                             f"make a set with preprocessing.py --image-size {image_size}")
+            raise InputError(
+                f"{shown(root)}: its patches are {self.image_size} pixels wide, {image_size} are asked for; "
+                f"make a set with preprocessing.py --image-size {image_size}"
+            )
         self.step = scaled_stride(self.patch_size, self.stride, self.image_size)
         self.regions = load_regions(root, split.removesuffix("_b"))
         counts = np.array([region.rows * region.cols for region in self.regions], dtype=np.int64)
-        self._first = np.concatenate([[0], np.cumsum(counts)])      # flat index of each region's first patch
+        self._first = np.concatenate(
+            [[0], np.cumsum(counts)]
+        )  # flat index of each region's first patch
         self._cols = np.array([region.cols for region in self.regions], dtype=np.int64)
         self._subset = self._load_test_b() if split == "test_b" else None
         number = {city: i for i, city in enumerate(self.classes)}
         if not {region.city for region in self.regions} <= number.keys():
-            raise InputError(f"{shown(root)}: regions.csv has cities that dataset.json has not; run preprocessing.py again")
-        labels = np.array([number[region.city] for region in self.regions], label_type(self.classes))
-        self.labels = np.repeat(labels, counts) if self._subset is None else labels[self._locate(np.arange(len(self)))[0]]
+            raise InputError(
+                f"{shown(root)}: regions.csv has cities that dataset.json has not; run preprocessing.py again"
+            )
+        labels = np.array(
+            [number[region.city] for region in self.regions], label_type(self.classes)
+        )
+        self.labels = (
+            np.repeat(labels, counts)
+            if self._subset is None
+            else labels[self._locate(np.arange(len(self)))[0]]
+        )
         if not len(self):
             raise InputError(f"{shown(root)}: no patches in {split}")
         self._check_files()
         _allow_open_files(len(self.regions))
-        self.nbytes = sum(array_bytes(region.rows, region.cols, description) for region in self.regions)    # of the arrays
+        self.nbytes = sum(
+            array_bytes(region.rows, region.cols, description) for region in self.regions
+        )  # of the arrays
         self._mapped, self._touched, self._from_disk = {}, 0, True
 
     def _load_test_b(self):
@@ -238,9 +303,14 @@ class ArrayPatches:
         file = self.root / "test_b.csv"
         try:
             with open(file, newline="", encoding="utf-8") as lines:
-                rows = [(number[row["region"]], int(row["row"]), int(row["col"])) for row in csv.DictReader(lines)]
+                rows = [
+                    (number[row["region"]], int(row["row"]), int(row["col"]))
+                    for row in csv.DictReader(lines)
+                ]
         except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
-            raise InputError(f"{shown(file)}: cannot be read ({shown(error)}); run preprocessing.py again") from None
+            raise InputError(
+                f"{shown(file)}: cannot be read ({shown(error)}); run preprocessing.py again"
+            ) from None
         region, row, col = np.array(rows, dtype=np.int64).reshape(-1, 3).T
         return self._first[region] + row * self._cols[region] + col
 
@@ -248,8 +318,12 @@ class ArrayPatches:
         # Now rather than after nine hours.
         for region in self.regions:
             file = self.root / region.file
-            if not file.is_file() or file.stat().st_size != array_bytes(region.rows, region.cols, self.description):
-                raise InputError(f"{shown(file)}: missing or not whole; run preprocessing.py again, it makes only what is missing")
+            if not file.is_file() or file.stat().st_size != array_bytes(
+                region.rows, region.cols, self.description
+            ):
+                raise InputError(
+                    f"{shown(file)}: missing or not whole; run preprocessing.py again, it makes only what is missing"
+                )
 
     def __len__(self):
         return int(self._first[-1]) if self._subset is None else len(self._subset)
@@ -279,14 +353,16 @@ class ArrayPatches:
         batch = np.empty((len(indices), size, size, 3), np.uint8) if out is None else out
         places = list(zip(*(part.tolist() for part in self._locate(indices))))
         before = _blocks_read()
-        if self._from_disk:     # ask for all of them, in the disk's order: twice as fast as one after the other where they are first used
+        if self._from_disk:  # ask for all of them, in the disk's order: twice as fast as one after the other where they are first used
             for region, row in sorted({place[:2] for place in places}):
                 mapped, array = self._array(region)
                 start = (128 + row * step * array.strides[0]) // mmap.PAGESIZE * mmap.PAGESIZE
-                mapped.madvise(mmap.MADV_WILLNEED, start, 128 + (row * step + size) * array.strides[0] - start)
+                mapped.madvise(
+                    mmap.MADV_WILLNEED, start, 128 + (row * step + size) * array.strides[0] - start
+                )
         for i, (region, row, col) in enumerate(places):
             mapped, array = self._array(region)
-            batch[i] = array[row * step:row * step + size, col * step:col * step + size]
+            batch[i] = array[row * step : row * step + size, col * step : col * step + size]
             if self.nbytes > KEPT_BYTES:
                 self._mapped[region] = mapped
                 self._touched += size * array.strides[0]
@@ -323,15 +399,22 @@ class ArrayPatches:
         x, y = region.x + col * self.stride, region.y + row * self.stride
         stored = self.read([index])[0]
         try:
-            patch = _raster(Path(raw or self.root / self.description["raw"]) / region.raster).crop((x, y, x + self.patch_size, y + self.patch_size))
+            patch = _raster(Path(raw or self.root / self.description["raw"]) / region.raster).crop(
+                (x, y, x + self.patch_size, y + self.patch_size)
+            )
         except UnreadableImage:
             return Image.fromarray(stored)
-        difference = np.abs(np.asarray(resize(patch, (self.image_size, self.image_size)), np.int16) - stored)
-        return patch if difference.mean() < 4 else Image.fromarray(stored)      # less: another version of Pillow
+        difference = np.abs(
+            np.asarray(resize(patch, (self.image_size, self.image_size)), np.int16) - stored
+        )
+        return (
+            patch if difference.mean() < 4 else Image.fromarray(stored)
+        )  # less: another version of Pillow
 
 
 class JpegPatches:
     """The patches of one split as JPEG files in the published folder layout. See open_split."""
+
     default_workers = len(os.sched_getaffinity(0))
 
     def __init__(self, root, split, image_size):
@@ -342,7 +425,11 @@ class JpegPatches:
             raise InputError(f"{shown(folder)}: no such folder")
         # Every split must number the classes alike, also if one lacks a city.
         self.classes = sorted({city.name for name in SPLITS for city in _folders(self.root / name)})
-        files = [(label, path) for label, city in enumerate(self.classes) for path in _images(folder / city)]
+        files = [
+            (label, path)
+            for label, city in enumerate(self.classes)
+            for path in _images(folder / city)
+        ]
         if not files:
             raise InputError(f"{shown(folder)}: no images in it, expected <City (CODE)>/*.jpg")
         self.labels = np.array([label for label, _ in files], label_type(self.classes))
@@ -374,12 +461,20 @@ class JpegPatches:
 
 
 def _folders(folder):
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")) if folder.is_dir() else []
+    return (
+        sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        if folder.is_dir()
+        else []
+    )
 
 
 def _images(folder):
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
-    return [folder / name for name in names if os.path.splitext(name)[1].lower() in IMAGES and not name.startswith(".")]
+    return [
+        folder / name
+        for name in names
+        if os.path.splitext(name)[1].lower() in IMAGES and not name.startswith(".")
+    ]
 
 
 def _allow_open_files(count):
@@ -399,7 +494,9 @@ def _map(file):
     if found is None:
         with open(file, "rb") as opened, _maps_lock:
             # Linux maps at most 65530 files, whatever else is allowed.
-            if len(_maps) >= min(max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 256), 32768):
+            if len(_maps) >= min(
+                max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 256), 32768
+            ):
                 _maps.pop(next(iter(_maps)))
             np.lib.format.read_magic(opened)
             shape, _, _ = np.lib.format.read_array_header_1_0(opened)

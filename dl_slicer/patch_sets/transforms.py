@@ -2,6 +2,7 @@
 
 Everything works on whole batches on the device, after loader.normalise; what is drawn is a pure function of seed, epoch and step.
 """
+
 import numpy as np
 import torch
 
@@ -11,8 +12,17 @@ from dl_slicer.patch_sets import batching as loader
 def draw(batch_size, seed, epoch, step):
     """Uniform random numbers in 0 .. 1, a dict of float32 arrays (batch_size, ...), whatever is made of them: a pure function of the arguments."""
     rng = np.random.default_rng([seed, epoch, step, 2])
-    shapes = {"turn": (), "brightness": (), "contrast": (), "saturation": (), "cast": (3,), "haze": ()}
-    return {key: rng.random((batch_size, *shape), dtype=np.float32) for key, shape in shapes.items()}
+    shapes = {
+        "turn": (),
+        "brightness": (),
+        "contrast": (),
+        "saturation": (),
+        "cast": (3,),
+        "haze": (),
+    }
+    return {
+        key: rng.random((batch_size, *shape), dtype=np.float32) for key, shape in shapes.items()
+    }
 
 
 def augment(images, drawn, mean, std, turns=False, light=0.0):
@@ -23,7 +33,11 @@ def augment(images, drawn, mean, std, turns=False, light=0.0):
     1 for the strongest that occur between sites and dates; 0 leaves them out.
     """
     if turns:
-        images = torch.where((drawn["turn"] < 0.5)[:, None, None, None], channels_last(images.transpose(2, 3)), images)
+        images = torch.where(
+            (drawn["turn"] < 0.5)[:, None, None, None],
+            channels_last(images.transpose(2, 3)),
+            images,
+        )
     if light:
         images = relight(images, drawn, mean, std, light)
     return images
@@ -34,17 +48,26 @@ def relight(images, drawn, mean, std, strength):
     mean, std = loader.constants(images.device, tuple(mean), tuple(std))
     eye, grey = torch.eye(3, device=images.device), torch.full((3, 3), 1 / 3, device=images.device)
     saturation = torch.exp(spread(drawn["saturation"], 0.35 * strength))[:, None, None]
-    matrix = saturation * eye + (1 - saturation) * grey                                            # (n, 3, 3), of red, green, blue in 0 .. 1
-    gain = torch.exp(spread(drawn["brightness"], 0.25 * strength)[:, None] + spread(drawn["cast"], 0.08 * strength))
+    matrix = saturation * eye + (1 - saturation) * grey  # (n, 3, 3), of red, green, blue in 0 .. 1
+    gain = torch.exp(
+        spread(drawn["brightness"], 0.25 * strength)[:, None]
+        + spread(drawn["cast"], 0.08 * strength)
+    )
     contrast = torch.exp(spread(drawn["contrast"], 0.25 * strength))[:, None]
     haze = 0.15 * strength * drawn["haze"][:, None]
     matrix = ((1 - haze) * contrast * gain)[:, :, None] * matrix
-    shift = (1 - haze) * (1 - contrast) * gain * mean + haze * 0.7                                 # contrast about the usual mean; haze is light grey
+    shift = (1 - haze) * (
+        1 - contrast
+    ) * gain * mean + haze * 0.7  # contrast about the usual mean; haze is light grey
     # The same in normalised colours.
     shift = (shift + matrix @ mean - mean) / std
     matrix = matrix * std / std[:, None]
     pixels = images.permute(0, 2, 3, 1).flatten(1, 2)
-    return torch.baddbmm(shift[:, None], pixels, matrix.transpose(1, 2)).view(len(images), *images.shape[2:], 3).permute(0, 3, 1, 2)
+    return (
+        torch.baddbmm(shift[:, None], pixels, matrix.transpose(1, 2))
+        .view(len(images), *images.shape[2:], 3)
+        .permute(0, 3, 1, 2)
+    )
 
 
 def channels_last(images):

@@ -4,6 +4,7 @@ Neighbouring patches overlap and patches of one raster are right or wrong togeth
 trials would. The independent unit is the raster. Even so an interval speaks of rasters like these, from these sites: what another
 site of the city would give cannot be known from one site.
 """
+
 import numpy as np
 from scipy import stats
 from sklearn import metrics
@@ -11,18 +12,27 @@ from sklearn import metrics
 from dl_slicer.patch_sets import reading as patches
 
 LEVEL = 0.95
-DRAWS = 2000        # bootstrap samples: a standard error is then known to about 1.6 %
-PRIOR_FREEDOM = 4   # degrees of freedom that all cities together lend to one city's spread
+DRAWS = 2000  # bootstrap samples: a standard error is then known to about 1.6 %
+PRIOR_FREEDOM = 4  # degrees of freedom that all cities together lend to one city's spread
 
 
 def figures(true, probabilities):
     """Shares in 0 .. 1 over all patches; true (N,) int, probabilities (N, K). Macro and balanced figures weigh every city that has patches alike."""
     predicted, present = probabilities.argmax(1), np.unique(true)
-    precision, recall, f1, _ = metrics.precision_recall_fscore_support(true, predicted, labels=present, average="macro", zero_division=0)
+    precision, recall, f1, _ = metrics.precision_recall_fscore_support(
+        true, predicted, labels=present, average="macro", zero_division=0
+    )
     # scikit-learn's top-k refuses two classes and k = all of them.
     rank = (probabilities > probabilities[np.arange(len(true)), true][:, None]).sum(1)
-    return {"accuracy": float((predicted == true).mean()), "top5_accuracy": float((rank < 5).mean()), "balanced_accuracy": float(recall),
-            "macro_precision": float(precision), "macro_recall": float(recall), "macro_f1": float(f1), "ece": calibration(true, probabilities)[0]}
+    return {
+        "accuracy": float((predicted == true).mean()),
+        "top5_accuracy": float((rank < 5).mean()),
+        "balanced_accuracy": float(recall),
+        "macro_precision": float(precision),
+        "macro_recall": float(recall),
+        "macro_f1": float(f1),
+        "ece": calibration(true, probabilities)[0],
+    }
 
 
 def calibration(true, probabilities, bins=15):
@@ -32,10 +42,19 @@ def calibration(true, probabilities, bins=15):
     empty. ece: mean over patches of |accuracy - confidence| of their bin, 0 .. 1.
     """
     confidence, right = probabilities.max(1).astype(np.float64), probabilities.argmax(1) == true
-    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)       # bin m is ((m - 1) / bins, m / bins]
-    counts, confidence, right = (np.bincount(index, weights, bins) for weights in (None, confidence, right))
+    index = np.clip(
+        np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1
+    )  # bin m is ((m - 1) / bins, m / bins]
+    counts, confidence, right = (
+        np.bincount(index, weights, bins) for weights in (None, confidence, right)
+    )
     with np.errstate(invalid="ignore"):
-        return float(np.abs(right - confidence).sum() / len(true)), counts, confidence / counts, right / counts
+        return (
+            float(np.abs(right - confidence).sum() / len(true)),
+            counts,
+            confidence / counts,
+            right / counts,
+        )
 
 
 def by_raster(true, rasters):
@@ -73,34 +92,53 @@ def intervals(true, right, rasters, cities, seed=0):
     if len(city) < 2:
         return None, [None] * cities
     rng = np.random.default_rng(seed)
-    n, k = np.bincount(index).astype(float), np.bincount(index, right)      # of each raster: patches, and those that are right
-    count, total, hits, squares = (np.bincount(city, weights, cities) for weights in (None, n, k, n * n))
+    n, k = (
+        np.bincount(index).astype(float),
+        np.bincount(index, right),
+    )  # of each raster: patches, and those that are right
+    count, total, hits, squares = (
+        np.bincount(city, weights, cities) for weights in (None, n, k, n * n)
+    )
 
     alone = count[city] == 1
     group = np.where(alone, cities, city)
-    if alone.sum() == 1:    # it has no partner but the city of the fewest other rasters
+    if alone.sum() == 1:  # it has no partner but the city of the fewest other rasters
         group[alone] = min(group[~alone], key=lambda c: count[c])
     groups = [np.flatnonzero(group == number) for number in np.unique(group)]
     error = np.std(np.divide(*sum(resampled(k[own], n[own], rng) for own in groups)))
-    most = n.sum() / len(n)     # the design effect if all patches of a raster are right or wrong together
+    most = n.sum() / len(
+        n
+    )  # the design effect if all patches of a raster are right or wrong together
     design = design_effect(error, k.sum(), n.sum())
-    overall = wilson(k.sum() / n.sum(), n.sum() / np.clip(np.nan_to_num(design, nan=most), 1, most), len(n) - len(groups))
+    overall = wilson(
+        k.sum() / n.sum(),
+        n.sum() / np.clip(np.nan_to_num(design, nan=most), 1, most),
+        len(n) - len(groups),
+    )
 
     several = np.flatnonzero(count > 1)
     count, total, hits, squares = (values[several] for values in (count, total, hits, squares))
-    error = np.array([np.std(np.divide(*resampled(k[city == c], n[city == c], rng))) for c in several])
+    error = np.array(
+        [np.std(np.divide(*resampled(k[city == c], n[city == c], rng))) for c in several]
+    )
     design = design_effect(error, hits, total)
     # A design effect is 1 + (patches a raster - 1) * correlation. The one correlation that fits all cities best:
-    weight, room = hits * (total - hits) / total ** 3, squares / total - 1
+    weight, room = hits * (total - hits) / total**3, squares / total - 1
     known = weight > 0
     possible = (weight * room)[known].sum()
-    correlation = np.clip((weight * (design - 1))[known].sum() / possible, 0, 1) if possible > 0 else 1
+    correlation = (
+        np.clip((weight * (design - 1))[known].sum() / possible, 0, 1) if possible > 0 else 1
+    )
     expected = 1 + room * correlation
     freedom = count - 1
     lent = np.minimum(PRIOR_FREEDOM, freedom.sum() - freedom)
-    design = np.where(known, (freedom * np.nan_to_num(design) + lent * expected) / (freedom + lent), expected)
+    design = np.where(
+        known, (freedom * np.nan_to_num(design) + lent * expected) / (freedom + lent), expected
+    )
     per_city = [None] * cities
-    for c, *values in zip(several, hits / total, total / np.clip(design, 1, total / count), freedom + lent):
+    for c, *values in zip(
+        several, hits / total, total / np.clip(design, 1, total / count), freedom + lent
+    ):
         per_city[c] = wilson(*values)
     return overall, per_city
 
@@ -115,13 +153,18 @@ def resampled(k, n, rng):
 def design_effect(error, hits, total):
     """How many times the variance of as many independent patches error ** 2 is; NaN where these are all right or all wrong."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where((hits > 0) & (hits < total), error ** 2 / (hits * (total - hits) / total ** 3), np.nan)
+        return np.where(
+            (hits > 0) & (hits < total), error**2 / (hits * (total - hits) / total**3), np.nan
+        )
 
 
 def wilson(share, effective, freedom):
     """(low, high): Wilson's 95 % interval of a share of so many independent trials, by Student's t with these degrees of freedom."""
     t2 = stats.t.ppf((1 + LEVEL) / 2, freedom) ** 2 / effective
-    middle, half = (share + t2 / 2) / (1 + t2), np.sqrt(t2 * share * (1 - share) + t2 ** 2 / 4) / (1 + t2)
+    middle, half = (
+        (share + t2 / 2) / (1 + t2),
+        np.sqrt(t2 * share * (1 - share) + t2**2 / 4) / (1 + t2),
+    )
     return float(max(0, middle - half)), float(min(1, middle + half))
 
 
@@ -144,8 +187,18 @@ def basis(true, rasters):
 def confused_pairs(matrix, classes, most=10):
     """The pairs of cities most often taken for each other, from a confusion matrix (rows true): share is of the patches of both."""
     both, total = matrix + matrix.T, matrix.sum(1)
-    pairs = [{"a": classes[a], "b": classes[b], "a_as_b": int(matrix[a, b]), "b_as_a": int(matrix[b, a]), "n": int(both[a, b]),
-              "share": float(both[a, b] / (total[a] + total[b]))} for a, b in zip(*np.triu_indices(len(matrix), 1)) if both[a, b]]
+    pairs = [
+        {
+            "a": classes[a],
+            "b": classes[b],
+            "a_as_b": int(matrix[a, b]),
+            "b_as_a": int(matrix[b, a]),
+            "n": int(both[a, b]),
+            "share": float(both[a, b] / (total[a] + total[b])),
+        }
+        for a, b in zip(*np.triu_indices(len(matrix), 1))
+        if both[a, b]
+    ]
     return sorted(pairs, key=lambda pair: -pair["n"])[:most]
 
 
@@ -153,16 +206,39 @@ def per_city(true, probabilities, rasters, classes, seed=0):
     """One dict a city: patches, rasters, accuracy (which is its recall) with its interval and what that is over, precision, F1, and the
     city it is most often taken for. A city without patches has no figures: None."""
     predicted, labels = probabilities.argmax(1), np.arange(len(classes))
-    precision, recall, f1, n = metrics.precision_recall_fscore_support(true, predicted, labels=labels, zero_division=0)
-    wrong = metrics.confusion_matrix(true, predicted, labels=labels) * (1 - np.eye(len(classes), dtype=int))
+    precision, recall, f1, n = metrics.precision_recall_fscore_support(
+        true, predicted, labels=labels, zero_division=0
+    )
+    wrong = metrics.confusion_matrix(true, predicted, labels=labels) * (
+        1 - np.eye(len(classes), dtype=int)
+    )
     count = np.bincount(by_raster(true, rasters)[1], minlength=len(classes))
     rows = []
-    for i, (city, ends) in enumerate(zip(classes, intervals(true, predicted == true, rasters, len(classes), seed)[1])):
+    for i, (city, ends) in enumerate(
+        zip(classes, intervals(true, predicted == true, rasters, len(classes), seed)[1])
+    ):
         low, high = ends or (None, None)
-        row = {"city": city, "code": patches.code(city), "n": int(n[i]), "rasters": int(count[i]), "accuracy": float(recall[i]),
-               "ci95_low": low, "ci95_high": high, "interval": "rasters" if ends else "none: one raster", "precision": float(precision[i]),
-               "recall": float(recall[i]), "f1": float(f1[i]), "most_confused_with": classes[wrong[i].argmax()] if wrong[i].any() else ""}
+        row = {
+            "city": city,
+            "code": patches.code(city),
+            "n": int(n[i]),
+            "rasters": int(count[i]),
+            "accuracy": float(recall[i]),
+            "ci95_low": low,
+            "ci95_high": high,
+            "interval": "rasters" if ends else "none: one raster",
+            "precision": float(precision[i]),
+            "recall": float(recall[i]),
+            "f1": float(f1[i]),
+            "most_confused_with": classes[wrong[i].argmax()] if wrong[i].any() else "",
+        }
         if not n[i]:
-            row |= {"accuracy": None, "precision": None, "recall": None, "f1": None, "interval": "none: no patches"}
+            row |= {
+                "accuracy": None,
+                "precision": None,
+                "recall": None,
+                "f1": None,
+                "interval": "none: no patches",
+            }
         rows.append(row)
     return rows

@@ -10,7 +10,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from relevance_cam.quality import mask, scale, upsample
 
-GAP, TOP, INK, PALE, RIGHT, WRONG = 8, 72, "#1a1a1a", "#666666", "#1a7f37", "#b42318"    # TOP: height of a sheet's title and labels
+GAP, TOP, INK, PALE, RIGHT, WRONG = (
+    8,
+    72,
+    "#1a1a1a",
+    "#666666",
+    "#1a7f37",
+    "#b42318",
+)  # TOP: height of a sheet's title and labels
 
 
 def colours(values):
@@ -61,12 +68,23 @@ def sheet(title, rows, columns, panel, row_labels=None, colour=INK, scale_bar=Tr
     draw = ImageDraw.Draw(page)
     text(draw, (GAP, 12), title, 22, colour, bold=True, width=width - 2 * GAP)
     for j, label in enumerate(columns):
-        text(draw, (left + GAP + j * (panel + GAP) + panel / 2, 50), label, 16, PALE, width=panel, anchor="ma")
+        text(
+            draw,
+            (left + GAP + j * (panel + GAP) + panel / 2, 50),
+            label,
+            16,
+            PALE,
+            width=panel,
+            anchor="ma",
+        )
     for i, row in enumerate(rows):
         y = TOP + i * (panel + GAP)
         for j, picture in enumerate(row):
             if picture is not None:
-                page.paste(picture.resize((panel, panel), Image.Resampling.LANCZOS), (left + GAP + j * (panel + GAP), y))
+                page.paste(
+                    picture.resize((panel, panel), Image.Resampling.LANCZOS),
+                    (left + GAP + j * (panel + GAP), y),
+                )
         if row_labels:
             for k, (line, ink) in enumerate(row_labels[i]):
                 text(draw, (GAP, y + 4 + 21 * k), line, 15, ink, width=left - GAP)
@@ -77,7 +95,10 @@ def sheet(title, rows, columns, panel, row_labels=None, colour=INK, scale_bar=Tr
 
 def draw_scale(page, x, y):
     draw = ImageDraw.Draw(page)
-    page.paste(Image.fromarray(np.tile(colours(np.linspace(0, 1, 200))[None], (14, 1, 1))), (x + 110, y + 2))
+    page.paste(
+        Image.fromarray(np.tile(colours(np.linspace(0, 1, 200))[None], (14, 1, 1))),
+        (x + 110, y + 2),
+    )
     text(draw, (x + 102, y), "lowest in map", 14, PALE, anchor="ra")
     text(draw, (x + 318, y), "highest in map", 14, PALE)
 
@@ -88,20 +109,37 @@ def patch_figure(picture, maps, title, right):
     picture: Pillow image; maps: {"layer1": (h, w) tensor, ...}; right: is the prediction?
     """
     values = [on_picture(saliency, picture) for saliency in maps.values()]
-    return sheet(title, [[picture, *(heat(picture, v) for v in values)], [None, *(masked(picture, v) for v in values)]],
-                 ["patch", *maps], 280, colour=RIGHT if right else WRONG)
+    return sheet(
+        title,
+        [
+            [picture, *(heat(picture, v) for v in values)],
+            [None, *(masked(picture, v) for v in values)],
+        ],
+        ["patch", *maps],
+        280,
+        colour=RIGHT if right else WRONG,
+    )
 
 
 def comparison_figure(picture, maps, title, right):
     """Methods side by side: a row for each method, a column for each depth. maps: {"grad-cam": {"layer1": (h, w), ...}, ...}"""
-    rows = [[picture if i == 0 else None, *(heat(picture, on_picture(saliency, picture)) for saliency in by_layer.values())]
-            for i, by_layer in enumerate(maps.values())]
+    rows = [
+        [
+            picture if i == 0 else None,
+            *(heat(picture, on_picture(saliency, picture)) for saliency in by_layer.values()),
+        ]
+        for i, by_layer in enumerate(maps.values())
+    ]
     labels = [[(name, INK)] for name in maps]
-    return sheet(title, rows, ["patch", *next(iter(maps.values()))], 240, labels, RIGHT if right else WRONG)
+    return sheet(
+        title, rows, ["patch", *next(iter(maps.values()))], 240, labels, RIGHT if right else WRONG
+    )
 
 
 def contact_sheet(pictures, maps, title, labels):
     """All patches of a city, a row each. maps: a {"layer1": (h, w), ...} for each picture; labels: lines of text for each."""
-    rows = [[picture, *(heat(picture, on_picture(saliency, picture)) for saliency in by_layer.values())]
-            for picture, by_layer in zip(pictures, maps)]
+    rows = [
+        [picture, *(heat(picture, on_picture(saliency, picture)) for saliency in by_layer.values())]
+        for picture, by_layer in zip(pictures, maps)
+    ]
     return sheet(title, rows, ["patch", *maps[0]], 180, labels)

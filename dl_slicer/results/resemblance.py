@@ -2,6 +2,7 @@
 
 Both views are square arrays (K, K) over the cities, symmetric, NaN on the diagonal and where a city has no patches.
 """
+
 import warnings
 
 import matplotlib
@@ -53,14 +54,21 @@ def without_diagonal(view):
 
 def pairs(confusion, features, classes):
     """One dict for every two cities; None where a view has no value."""
-    values = ({"a": classes[a], "b": classes[b], "confusion": confusion[a, b], "features": features[a, b]} for a, b in zip(*np.triu_indices(len(classes), 1)))
-    return [{key: None if value != value else value for key, value in row.items()} for row in values]
+    values = (
+        {"a": classes[a], "b": classes[b], "confusion": confusion[a, b], "features": features[a, b]}
+        for a, b in zip(*np.triu_indices(len(classes), 1))
+    )
+    return [
+        {key: None if value != value else value for key, value in row.items()} for row in values
+    ]
 
 
 def ranked(view, city, ties=None, above=-np.inf):
     """The other cities by falling resemblance to one, those without a value or not above the bound left out. ties: a view that decides between equals."""
     others = np.flatnonzero(np.nan_to_num(view[city], nan=-np.inf) > above)
-    return others[np.lexsort((-(view if ties is None else ties)[city, others], -view[city, others]))].tolist()
+    return others[
+        np.lexsort((-(view if ties is None else ties)[city, others], -view[city, others]))
+    ].tolist()
 
 
 def nearest(confusion, features, probability, classes, codes):
@@ -79,11 +87,20 @@ def nearest(confusion, features, probability, classes, codes):
         elif not confused:
             verdict = "no confusions"
         else:
-            verdict = "agree" if confused[0] in alike[:near] and alike[0] in confused[:near] else "disagree"
+            verdict = (
+                "agree"
+                if confused[0] in alike[:near] and alike[0] in confused[:near]
+                else "disagree"
+            )
         row = {"city": name, "code": codes[city]}
         for view, order in (("confusion", confused), ("features", alike)):
-            row |= {f"{view}_{i + 1}": classes[order[i]] if i < len(order) else "" for i in range(3)}
-        rows.append(row | {"rank_correlation": correlation(confusion[city], features[city]), "views": verdict})
+            row |= {
+                f"{view}_{i + 1}": classes[order[i]] if i < len(order) else "" for i in range(3)
+            }
+        rows.append(
+            row
+            | {"rank_correlation": correlation(confusion[city], features[city]), "views": verdict}
+        )
     return rows
 
 
@@ -96,7 +113,11 @@ def views_correlation(confusion, features):
 def correlation(one, other):
     known = ~(np.isnan(one) | np.isnan(other))
     one, other = one[known], other[known]
-    return float(stats.spearmanr(one, other).statistic) if len(one) > 2 and np.ptp(one) > 0 and np.ptp(other) > 0 else None
+    return (
+        float(stats.spearmanr(one, other).statistic)
+        if len(one) > 2 and np.ptp(one) > 0 and np.ptp(other) > 0
+        else None
+    )
 
 
 def draw(path, confusion, features, codes):
@@ -106,41 +127,91 @@ def draw(path, confusion, features, codes):
     """
     present = np.flatnonzero(~np.isnan(features).all(1))
     links = None
-    if len(present) < 2:        # nothing to compare: empty maps
+    if len(present) < 2:  # nothing to compare: empty maps
         present = np.arange(len(codes))
     else:
         distance = 1 - features[np.ix_(present, present)]
         np.fill_diagonal(distance, 0)
-        links = hierarchy.linkage(squareform(distance, checks=False), "average", optimal_ordering=True)
+        links = hierarchy.linkage(
+            squareform(distance, checks=False), "average", optimal_ordering=True
+        )
         present = present[hierarchy.leaves_list(links)]
     codes = [codes[i] for i in present]
     side = max(3.6, 0.19 * len(codes) + 0.6)
-    figure, axes = plt.subplots(2, 2, figsize=(1.25 * side + 1.6, 2 * side + 1.6), width_ratios=(0.25, 1), layout="constrained")
-    views = (("features: cosine of centred means", features, "RdBu_r", {"vmin": -1, "vmax": 1}, lambda value: f"{value:.2f}".replace("0.", ".")),
-             ("confusions: % taken for each other", 100 * confusion, "Blues", None, lambda value: f"{value:.1f}" if value < 9.95 else f"{value:.0f}"))
+    figure, axes = plt.subplots(
+        2,
+        2,
+        figsize=(1.25 * side + 1.6, 2 * side + 1.6),
+        width_ratios=(0.25, 1),
+        layout="constrained",
+    )
+    views = (
+        (
+            "features: cosine of centred means",
+            features,
+            "RdBu_r",
+            {"vmin": -1, "vmax": 1},
+            lambda value: f"{value:.2f}".replace("0.", "."),
+        ),
+        (
+            "confusions: % taken for each other",
+            100 * confusion,
+            "Blues",
+            None,
+            lambda value: f"{value:.1f}" if value < 9.95 else f"{value:.0f}",
+        ),
+    )
     for (tree, axis), (title, view, colours, limits, text) in zip(axes, views):
         if links is None:
             tree.axis("off")
         else:
-            hierarchy.dendrogram(links, orientation="left", no_labels=True, ax=tree, color_threshold=0, above_threshold_color="#444444")
-            tree.set_ylim(10 * len(codes), 0)        # leaves lie at 5, 15, ...; the first on top, as in the heat maps
+            hierarchy.dendrogram(
+                links,
+                orientation="left",
+                no_labels=True,
+                ax=tree,
+                color_threshold=0,
+                above_threshold_color="#444444",
+            )
+            tree.set_ylim(
+                10 * len(codes), 0
+            )  # leaves lie at 5, 15, ...; the first on top, as in the heat maps
             tree.set_xlabel("1 - cosine", fontsize=9)
             tree.spines[["left", "right", "top"]].set_visible(False)
         view = view[np.ix_(present, present)]
         top = np.nanmax(view) if np.isfinite(view).any() else 0
-        limits = limits or {"norm": PowerNorm(0.5, 0, top if top > 0 else 1)}       # a root: a few pairs have most of the confusions
+        limits = limits or {
+            "norm": PowerNorm(0.5, 0, top if top > 0 else 1)
+        }  # a root: a few pairs have most of the confusions
         axis.set_facecolor("#e4e4e4")
         image = axis.imshow(view, cmap=colours, interpolation="nearest", aspect="auto", **limits)
         size = 10 if len(codes) <= 12 else 9
-        axis.set_xticks(range(len(codes)), codes, rotation=90, fontsize=size, family="monospace", parse_math=False)
-        axis.set_yticks(range(len(codes)), codes, fontsize=size, family="monospace", parse_math=False)
+        axis.set_xticks(
+            range(len(codes)),
+            codes,
+            rotation=90,
+            fontsize=size,
+            family="monospace",
+            parse_math=False,
+        )
+        axis.set_yticks(
+            range(len(codes)), codes, fontsize=size, family="monospace", parse_math=False
+        )
         axis.tick_params(length=0)
         axis.set_title(title, fontsize=11)
         if len(codes) <= 12:
             for i, j in np.argwhere(np.isfinite(view) & (view != 0)):
                 red, green, blue, _ = image.cmap(image.norm(view[i, j]))
                 dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-                axis.text(j, i, text(view[i, j]), ha="center", va="center", fontsize=8, color="white" if dark else "#222222")
+                axis.text(
+                    j,
+                    i,
+                    text(view[i, j]),
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if dark else "#222222",
+                )
         figure.colorbar(image, ax=axis, shrink=0.6, pad=0.01)
     save_figure(path, figure)
 
@@ -148,7 +219,9 @@ def draw(path, confusion, features, codes):
 def save_figure(path, figure):
     """<path>.png and .pdf; the figure is closed."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")      # a label in a script that the font lacks is drawn as boxes
+        warnings.filterwarnings(
+            "ignore", "Glyph"
+        )  # a label in a script that the font lacks is drawn as boxes
         for kind in ("png", "pdf"):
             with atomic(path.with_name(f"{path.name}.{kind}")) as file:
                 figure.savefig(file, dpi=150, format=kind)

@@ -1,4 +1,5 @@
 """The input path gives the same bytes whichever way is taken, and the benchmarks say what they measured."""
+
 import argparse
 import importlib
 import shutil
@@ -17,19 +18,29 @@ def test_batches_are_the_same_from_everywhere(data):
     for split in ("train", "test_b"):
         patch_set = patches.open_split(data, split)
         order = loader.epoch_order(patch_set.labels, 8, 3, 1)
-        expected = [(torch.from_numpy(patch_set.read(indices)), torch.from_numpy(patch_set.labels[indices].astype(np.int64))) for indices in order]
+        expected = [
+            (
+                torch.from_numpy(patch_set.read(indices)),
+                torch.from_numpy(patch_set.labels[indices].astype(np.int64)),
+            )
+            for indices in order
+        ]
         for way in ({"where": "files"}, {"where": "device"}, {"workers": 2}):
             found = list(loader.batches(patch_set, order, CPU, **way))
             assert len(found) == len(order)
             for (images, labels), (right_images, right_labels) in zip(found, expected):
-                assert torch.equal(images, right_images) and torch.equal(labels, right_labels) and labels.dtype == torch.int64, way
+                assert (
+                    torch.equal(images, right_images)
+                    and torch.equal(labels, right_labels)
+                    and labels.dtype == torch.int64
+                ), way
 
 
 def test_reading_ahead_ends_when_the_loop_does(data):
     patch_set = patches.open_split(data, "train")
     batches = loader.batches(patch_set, loader.epoch_order(patch_set.labels, 8, 0, 0), CPU)
     next(batches)
-    batches.close()     # as an interrupted evaluation does: must neither hang nor raise
+    batches.close()  # as an interrupted evaluation does: must neither hang nor raise
 
 
 def test_an_unreadable_patch_reaches_the_loop(data, tmp_path):
@@ -52,10 +63,16 @@ def test_mapped_memory_is_given_back(data, monkeypatch):
     patch_set = patches.open_split(data, "train")
     order = np.random.default_rng(0).permutation(len(patch_set))
     expected = patch_set.read(order)
-    assert patch_set._touched == 0      # all of it is smaller than what may be kept
+    assert patch_set._touched == 0  # all of it is smaller than what may be kept
     given_back = []
     monkeypatch.setattr(patches, "KEPT_BYTES", 20000)
-    monkeypatch.setattr(patch_set, "_give_back", lambda give_back=patch_set._give_back: given_back.append(len(patch_set._mapped)) or give_back())
+    monkeypatch.setattr(
+        patch_set,
+        "_give_back",
+        lambda give_back=patch_set._give_back: (
+            given_back.append(len(patch_set._mapped)) or give_back()
+        ),
+    )
     assert np.array_equal(patch_set.read(order), expected)
     assert len(given_back) > 5 and all(given_back) and patch_set._touched <= 20000
 
@@ -64,7 +81,9 @@ def test_reading_from_a_disk_asks_first(data, monkeypatch):
     patch_set = patches.open_split(data, "train")
     blocks = iter(range(100))
     expected = patch_set.read(range(20))
-    monkeypatch.setattr(patches, "_blocks_read", lambda: next(blocks))      # each read had to wait for the disk
+    monkeypatch.setattr(
+        patches, "_blocks_read", lambda: next(blocks)
+    )  # each read had to wait for the disk
     for _ in range(2):
         assert np.array_equal(patch_set.read(range(20)), expected)
         assert patch_set._from_disk
@@ -78,7 +97,10 @@ def test_flips_on_a_cpu():
     flipped = torch.tensor([[False, True, False, True], [False, False, True, True]])
     expected = torch.stack([images[0], images[1].flip(1), images[2].flip(0), images[3].flip(0, 1)])
     before = images.clone()
-    assert torch.equal(loader.normalise(images, (0, 0, 0), (1 / 255,) * 3, flipped), expected.permute(0, 3, 1, 2).float())
+    assert torch.equal(
+        loader.normalise(images, (0, 0, 0), (1 / 255,) * 3, flipped),
+        expected.permute(0, 3, 1, 2).float(),
+    )
     assert torch.equal(images, before)
 
 
@@ -93,23 +115,42 @@ def test_constants_made_while_evaluating_can_be_trained_with():
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    benchmarks, work = importlib.import_module("benchmarks.__main__"), tmp_path_factory.mktemp("benchmarks")
-    benchmarks.script("data/make_sample.py", "--out", work / "raw", "--cities", 2, "--sites", 2, "--size", 960)
-    benchmarks.script("preprocessing.py", "--raw", work / "raw", "--out", work / "patches", "--jpegs")
+    benchmarks, work = (
+        importlib.import_module("benchmarks.__main__"),
+        tmp_path_factory.mktemp("benchmarks"),
+    )
+    benchmarks.script(
+        "data/make_sample.py", "--out", work / "raw", "--cities", 2, "--sites", 2, "--size", 960
+    )
+    benchmarks.script(
+        "preprocessing.py", "--raw", work / "raw", "--out", work / "patches", "--jpegs"
+    )
     return work
 
 
 def test_input_and_preprocessing_are_measured(work):
     benchmarks, sizes = importlib.import_module("benchmarks.__main__"), argparse.Namespace(rounds=1)
-    result = {"preprocessing": benchmarks.preprocessing(work, sizes, CPU), "input": benchmarks.input_path(work, sizes, CPU)}
+    result = {
+        "preprocessing": benchmarks.preprocessing(work, sizes, CPU),
+        "input": benchmarks.input_path(work, sizes, CPU),
+    }
     for row in result.values():
-        assert {"plain", "ours", "ratio", "unit"} <= row.keys() and min(row["plain"], row["ours"], row["ratio"]) > 0
-    assert result["preprocessing"]["ratio"] == pytest.approx(result["preprocessing"]["plain"] / result["preprocessing"]["ours"])
-    assert result["input"]["ratio"] == pytest.approx(result["input"]["ours"] / result["input"]["plain"])
+        assert {"plain", "ours", "ratio", "unit"} <= row.keys() and min(
+            row["plain"], row["ours"], row["ratio"]
+        ) > 0
+    assert result["preprocessing"]["ratio"] == pytest.approx(
+        result["preprocessing"]["plain"] / result["preprocessing"]["ours"]
+    )
+    assert result["input"]["ratio"] == pytest.approx(
+        result["input"]["ours"] / result["input"]["plain"]
+    )
     assert result["input"]["raw"] > 5 * result["input"]["plain"]
     assert result["preprocessing"]["decoding_cpu"] < result["preprocessing"]["cpu"]
     limits = benchmarks.limits(result)
-    assert limits["memory_copy_GB_a_second"] > 0 and set(limits["close"]) == {"preprocessing", "input_raw"}
+    assert limits["memory_copy_GB_a_second"] > 0 and set(limits["close"]) == {
+        "preprocessing",
+        "input_raw",
+    }
 
 
 def test_other_patches_are_not_timed(work, tmp_path):

@@ -1,4 +1,5 @@
 """The sample's cities: the same bytes for the same arguments, whatever else is asked for, and light that hides no city."""
+
 import csv
 import importlib.util
 import re
@@ -19,12 +20,18 @@ spec.loader.exec_module(make_sample)
 
 
 def run(out, *flags):
-    return subprocess.run([sys.executable, str(SCRIPT), "--out", str(out), "--size", "480", *flags], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), "--out", str(out), "--size", "480", *flags],
+        capture_output=True,
+        text=True,
+    )
 
 
 def contents(folder):
     """Every file below a folder, hidden ones too, with its bytes."""
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +46,9 @@ def sample(tmp_path_factory):
 def test_layout_and_size(sample):
     files = contents(sample)
     names = make_sample.city_names(3)
-    assert sorted(files) == sorted(f"{name}/site0{site}/2020.jpg" for name in names for site in (1, 2))  # and nothing hidden
+    assert sorted(files) == sorted(
+        f"{name}/site0{site}/2020.jpg" for name in names for site in (1, 2)
+    )  # and nothing hidden
     assert len(set(files.values())) == 6
     for file in files:
         with Image.open(sample / file) as image:
@@ -58,14 +67,21 @@ def test_same_bytes_whatever_else_is_asked_for(sample, tmp_path):
 
 
 def test_seed_and_raster_change_the_picture():
-    pictures = [make_sample.render(*what, 480).tobytes() for what in ((0, 0, 0, 0), (1, 0, 0, 0), (0, 0, 0, 1), (0, 0, 0, 0))]
+    pictures = [
+        make_sample.render(*what, 480).tobytes()
+        for what in ((0, 0, 0, 0), (1, 0, 0, 0), (0, 0, 0, 1), (0, 0, 0, 0))
+    ]
     assert len(set(pictures)) == 3 and pictures[0] == pictures[3]
 
 
 def test_style_and_light_depend_on_their_numbers_only():
     style, light = make_sample.city_style, make_sample.site_light
     assert style(0, 4) == style(0, 4) and style(0, 4) != style(0, 5) and style(0, 4) != style(1, 4)
-    assert light(0, 4, 1) == light(0, 4, 1) and light(0, 4, 1) != light(0, 4, 2) and light(0, 4, 1) != light(0, 5, 1)
+    assert (
+        light(0, 4, 1) == light(0, 4, 1)
+        and light(0, 4, 1) != light(0, 4, 2)
+        and light(0, 4, 1) != light(0, 5, 1)
+    )
 
 
 def test_cities_made_alike_share_what_a_group_shares_and_nothing_else_changes():
@@ -73,14 +89,19 @@ def test_cities_made_alike_share_what_a_group_shares_and_nothing_else_changes():
     groups = [[style(0, city, 3) for city in range(first, first + 3)] for first in (0, 3)]
     for group in groups:
         assert len({(city.kind, city.pattern, city.bend, city.every) for city in group}) == 1
-        assert len({city.angle for city in group}) == 3 and len({city.street for city in group}) == 3
+        assert (
+            len({city.angle for city in group}) == 3 and len({city.street for city in group}) == 3
+        )
     assert groups[0][0].kind != groups[1][0].kind
     assert style(0, 4, 1) == style(0, 4)
 
 
 def test_strength_of_the_light():
     light = make_sample.site_light
-    exposure = {strength: [light(0, 0, site, strength).exposure for site in range(2)] for strength in (0, 1, 2)}
+    exposure = {
+        strength: [light(0, 0, site, strength).exposure for site in range(2)]
+        for strength in (0, 1, 2)
+    }
     assert light(0, 4, 1, 1.0) == light(0, 4, 1) and np.ptp(exposure[0]) == 0
     assert abs(np.ptp(exposure[2]) - 2 * np.ptp(exposure[1])) < 1e-9
     assert min(light(0, city, site, 3).haze for city in range(4) for site in range(4)) >= 0
@@ -93,8 +114,23 @@ def test_a_larger_sample_made_before_is_mentioned(sample):
     assert contents(sample) == before
 
 
-@pytest.mark.parametrize("flags", ["--size 479", "--size 31000", "--size big", "--cities 0", "--cities 101", "--sites 1", "--rasters 0",
-                                   "--seed -1", "--workers 0", "--alike 0", "--light 4", "--colour red"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--size 479",
+        "--size 31000",
+        "--size big",
+        "--cities 0",
+        "--cities 101",
+        "--sites 1",
+        "--rasters 0",
+        "--seed -1",
+        "--workers 0",
+        "--alike 0",
+        "--light 4",
+        "--colour red",
+    ],
+)
 def test_bad_arguments(flags, tmp_path, capsys):
     out = tmp_path / "raw"
     with pytest.raises(SystemExit) as stop:
@@ -115,10 +151,12 @@ def test_out_is_a_file(tmp_path):
 
 def test_nothing_half_written(tmp_path, monkeypatch):
     """A raster that fails while it is saved leaves what was there before, and no temporary file."""
+
     class Full:
         def save(self, path, *args, **more):
             Path(path).write_bytes(b"half a picture")
             raise OSError("no space left on device")
+
     target = tmp_path / "city" / "2020.jpg"
     target.parent.mkdir()
     target.write_bytes(b"before")
@@ -132,7 +170,15 @@ def test_light_differs_more_between_sites_than_colour_between_cities():
     """One-way analysis of variance of the rasters' mean colours. Were a city known by its colour, its sites would be alike and
     the F ratio large (5 to 12 when all sites get the same light); below 1 the cities differ less than chance among sites makes them."""
     cities, sites = 6, 3
-    mean = np.array([[np.asarray(make_sample.render(0, c, s, 0, 480)).mean(axis=(0, 1)) for s in range(sites)] for c in range(cities)])
+    mean = np.array(
+        [
+            [
+                np.asarray(make_sample.render(0, c, s, 0, 480)).mean(axis=(0, 1))
+                for s in range(sites)
+            ]
+            for c in range(cities)
+        ]
+    )
     within, between = mean.var(axis=1, ddof=1).mean(axis=0), mean.mean(axis=1).var(axis=0, ddof=1)
     assert (sites * between / within < 1).all(), (within, between)
     assert (np.sqrt(within) > 5).all()  # grey levels: the light does differ
@@ -152,6 +198,7 @@ def test_shadow_sweeps_from_foot_to_tip():
 
     def area(outline):
         return abs((outline.conj() * np.roll(outline, -1, axis=1)).imag.sum() / 2)
+
     for corners in (square, square[:, ::-1]):
         assert area(make_sample.cast_shadow(corners, np.array([3 + 0j]))) == pytest.approx(10)
         assert area(make_sample.cast_shadow(corners, np.array([-3 - 3j]))) == pytest.approx(16)
@@ -167,7 +214,10 @@ def test_cities_csv():
     assert list(rows[0]) == ["name", "code", "country"] and len(rows) == 45
     assert len({r["name"] for r in rows}) == len({r["code"] for r in rows}) == 45
     assert [r["name"] for r in rows] == sorted(r["name"] for r in rows)
-    assert all(re.fullmatch("[A-Z]{3}", r["code"]) and r["country"].strip() == r["country"] != "" for r in rows)
+    assert all(
+        re.fullmatch("[A-Z]{3}", r["code"]) and r["country"].strip() == r["country"] != ""
+        for r in rows
+    )
     codes = {r["name"]: r["code"] for r in rows}
     assert (codes["Almaty"], codes["Sao Paulo"], codes["Washington"]) == ("ALA", "GRU", "IAD")
 
@@ -177,4 +227,6 @@ def test_made_up_names():
     assert make_sample.city_names(7) == names[:7]
     parts = [re.fullmatch(r"([A-Z][a-z]+) \(([A-Z]{3})\)", name).groups() for name in names]
     assert len({p[0] for p in parts}) == len({p[1] for p in parts}) == 100
-    assert not {p[1] for p in parts} & {r["code"] for r in real} and not {p[0] for p in parts} & {r["name"] for r in real}
+    assert not {p[1] for p in parts} & {r["code"] for r in real} and not {p[0] for p in parts} & {
+        r["name"] for r in real
+    }

@@ -1,4 +1,5 @@
 """What a patch set is on disk and how it is read; images of every kind, and of no kind."""
+
 import errno
 import io
 import json
@@ -14,30 +15,46 @@ import pytest
 from conftest import ROOT, SMALL, make_raw, picture
 from PIL import Image
 
-from dl_slicer.patch_sets import reading as patches
 from dl_slicer.cli import InputError
+from dl_slicer.patch_sets import reading as patches
 from dl_slicer.patch_sets.reading import UnreadableImage, read_image
-
 
 # ------------------------------------------------------------------------------------------------------------- small functions
 
+
 def test_code():
-    assert [patches.code(city) for city in ("Almaty (ALA)", "Sao Paulo (x) (GRU)", "Paris", "Odd (A) tail", "Empty ()", "Space ( B )")] \
-        == ["ALA", "GRU", "Paris", "A", "Empty ()", "B"]
+    assert [
+        patches.code(city)
+        for city in (
+            "Almaty (ALA)",
+            "Sao Paulo (x) (GRU)",
+            "Paris",
+            "Odd (A) tail",
+            "Empty ()",
+            "Space ( B )",
+        )
+    ] == ["ALA", "GRU", "Paris", "A", "Empty ()", "B"]
 
 
 def test_windows_are_those_that_fit():
     for length in range(1, 60):
         for size in (1, 7, 24):
             for stride in (1, 5, 24, 30):
-                assert patches.windows(length, size, stride) == sum(start + size <= length for start in range(0, length, stride))
+                assert patches.windows(length, size, stride) == sum(
+                    start + size <= length for start in range(0, length, stride)
+                )
 
 
 def test_scaled_stride():
     assert patches.scaled_stride(480, 240, 224) == 112
     assert patches.scaled_stride(480, 60, 224) == 28
     assert patches.scaled_stride(480, 240, 256) == 128
-    for stride, image_size, near in ((100, 224, (90, 105)), (100, 255, (96, 128)), (1, 224, (15,)), (239, 224, (225, 240))):
+    for stride, image_size, near in (
+        (100, 224, (90, 105)),
+        (100, 255, (96, 128)),
+        (1, 224, (15,)),
+        (239, 224, (225, 240)),
+    ):
         with pytest.raises(InputError, match=f"--stride {' or '.join(map(str, near))}$"):
             patches.scaled_stride(480, stride, image_size)
         for works in near:
@@ -59,6 +76,7 @@ def test_arrays_are_what_numpy_saves(tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------- reading a patch set
 
+
 def test_patches_are_slices_in_order(preprocess, tmp_path):
     make_raw(tmp_path / "raw")
     out = preprocess()
@@ -71,7 +89,7 @@ def test_patches_are_slices_in_order(preprocess, tmp_path):
             array = np.load(out / region.file)
             for row in range(region.rows):
                 for col in range(region.cols):
-                    expected.append(array[14 * row:14 * row + 28, 14 * col:14 * col + 28])
+                    expected.append(array[14 * row : 14 * row + 28, 14 * col : 14 * col + 28])
                     labels.append(["Aa (AAA)", "Bb (BBB)"].index(region.city))
                     names.append(f"{region.region}/r{row:02d}_c{col:02d}")
                     rasters.append(region.raster)
@@ -80,7 +98,12 @@ def test_patches_are_slices_in_order(preprocess, tmp_path):
         assert dataset.labels.dtype == np.uint8 and dataset.labels.tolist() == labels
         assert [dataset.name(i) for i in range(len(dataset))] == names
         assert [dataset.raster(i) for i in range(len(dataset))] == rasters
-        assert (dataset.classes, dataset.patch_size, dataset.stride, dataset.image_size) == (["Aa (AAA)", "Bb (BBB)"], 48, 24, 28)
+        assert (dataset.classes, dataset.patch_size, dataset.stride, dataset.image_size) == (
+            ["Aa (AAA)", "Bb (BBB)"],
+            48,
+            24,
+            28,
+        )
         shuffled = np.random.default_rng(0).permutation(len(dataset))
         assert np.array_equal(dataset.read(shuffled), np.array(expected)[shuffled])
 
@@ -104,7 +127,10 @@ def test_original_is_cut_from_the_raster(preprocess, tmp_path):
         region, row, col = dataset.locate(i)
         with Image.open(tmp_path / "raw" / region.raster) as raster:
             x, y = region.x + 24 * col, 24 * row
-            assert region.x == 75 and dataset.original(i).tobytes() == raster.crop((x, y, x + 48, y + 48)).tobytes()
+            assert (
+                region.x == 75
+                and dataset.original(i).tobytes() == raster.crop((x, y, x + 48, y + 48)).tobytes()
+            )
 
 
 @pytest.mark.parametrize("change", ["gone", "text", "smaller", "other pixels"])
@@ -135,19 +161,26 @@ def test_a_set_that_has_moved_finds_its_rasters(preprocess, tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "link").symlink_to(tmp_path / "disk", target_is_directory=True)
-    out = preprocess(out=tmp_path / "here" / "link" / "out")      # `..` from here leads to disk, not to here
+    out = preprocess(
+        out=tmp_path / "here" / "link" / "out"
+    )  # `..` from here leads to disk, not to here
     assert patches.open_split(out, "test").original(0).size == (48, 48)
     for name in ("raw", "disk"):
         (tmp_path / "elsewhere").mkdir(exist_ok=True)
         (tmp_path / name).rename(tmp_path / "elsewhere" / name)
     patches._raster.cache_clear()
-    assert patches.open_split(tmp_path / "elsewhere" / "disk" / "out", "test").original(0).size == (48, 48)
+    assert patches.open_split(tmp_path / "elsewhere" / "disk" / "out", "test").original(0).size == (
+        48,
+        48,
+    )
 
 
 def edit(file, **changes):
     description = json.loads(file.read_text(encoding="utf-8"))
     description.update(changes)
-    file.write_text(json.dumps({key: value for key, value in description.items() if value is not None}))
+    file.write_text(
+        json.dumps({key: value for key, value in description.items() if value is not None})
+    )
 
 
 def drop_line(file):
@@ -155,21 +188,51 @@ def drop_line(file):
 
 
 BROKEN_SETS = {
-    "unfinished": (lambda out: (out / "dataset.json").unlink(), "not finished .*run preprocessing.py again"),
-    "older": (lambda out: edit(out / "dataset.json", format=0), "format 0, this version has 1; delete the set"),
+    "unfinished": (
+        lambda out: (out / "dataset.json").unlink(),
+        "not finished .*run preprocessing.py again",
+    ),
+    "older": (
+        lambda out: edit(out / "dataset.json", format=0),
+        "format 0, this version has 1; delete the set",
+    ),
     "no JSON": (lambda out: (out / "dataset.json").write_text("{"), "dataset.json: damaged"),
     "no object": (lambda out: (out / "dataset.json").write_text("[1]"), "dataset.json: damaged"),
-    "no text": (lambda out: (out / "dataset.json").write_bytes(b"\xff\xfe"), "dataset.json: damaged"),
+    "no text": (
+        lambda out: (out / "dataset.json").write_bytes(b"\xff\xfe"),
+        "dataset.json: damaged",
+    ),
     "no classes": (lambda out: edit(out / "dataset.json", classes=None), "dataset.json: damaged"),
-    "other classes": (lambda out: edit(out / "dataset.json", classes=["Aa (AAA)"]), "regions.csv has cities"),
+    "other classes": (
+        lambda out: edit(out / "dataset.json", classes=["Aa (AAA)"]),
+        "regions.csv has cities",
+    ),
     "no regions": (lambda out: (out / "regions.csv").unlink(), "regions.csv: cannot be read"),
-    "regions without header": (lambda out: drop_line(out / "regions.csv"), "regions.csv: cannot be read"),
-    "regions binary": (lambda out: (out / "regions.csv").write_bytes(bytes(range(256))), "regions.csv: cannot be read"),
-    "regions endless": (lambda out: (out / "regions.csv").write_text("region\n" + "x" * 200_000), "regions.csv: cannot be read"),
+    "regions without header": (
+        lambda out: drop_line(out / "regions.csv"),
+        "regions.csv: cannot be read",
+    ),
+    "regions binary": (
+        lambda out: (out / "regions.csv").write_bytes(bytes(range(256))),
+        "regions.csv: cannot be read",
+    ),
+    "regions endless": (
+        lambda out: (out / "regions.csv").write_text("region\n" + "x" * 200_000),
+        "regions.csv: cannot be read",
+    ),
     "no sample": (lambda out: (out / "test_b.csv").unlink(), "test_b.csv: cannot be read"),
-    "sample of another set": (lambda out: (out / "test_b.csv").write_text("region,row,col\nX/y.test,0,0\n"), "test_b.csv: cannot be read"),
-    "no array": (lambda out: next(out.rglob("*.test.npy")).unlink(), r"\.test\.npy: missing or not whole"),
-    "short array": (lambda out: os.truncate(next(out.rglob("*.test.npy")), 500), r"\.test\.npy: missing or not whole"),
+    "sample of another set": (
+        lambda out: (out / "test_b.csv").write_text("region,row,col\nX/y.test,0,0\n"),
+        "test_b.csv: cannot be read",
+    ),
+    "no array": (
+        lambda out: next(out.rglob("*.test.npy")).unlink(),
+        r"\.test\.npy: missing or not whole",
+    ),
+    "short array": (
+        lambda out: os.truncate(next(out.rglob("*.test.npy")), 500),
+        r"\.test\.npy: missing or not whole",
+    ),
 }
 
 
@@ -201,6 +264,7 @@ def test_what_is_no_patch_set(preprocess, tmp_path):
 
 # ----------------------------------------------------------------------------------------------------------- the published layout
 
+
 def copy_jpegs(out, to):
     for split in patches.SPLITS:
         shutil.copytree(out / split, to / split)
@@ -216,11 +280,18 @@ def test_jpegs_read_back_as_data(preprocess, tmp_path):
         assert folder.classes == arrays.classes and folder.image_size == 28
         # Both are in the order of city, site, raster, row and column.
         assert folder.labels.dtype == np.uint8 and folder.labels.tolist() == arrays.labels.tolist()
-        both = folder.read(range(len(folder))).astype(int), arrays.read(range(len(arrays))).astype(int)
+        both = (
+            folder.read(range(len(folder))).astype(int),
+            arrays.read(range(len(arrays))).astype(int),
+        )
         assert np.abs(both[0] - both[1]).mean() < 3 and np.abs(both[0] - both[1][::-1]).mean() > 10
         assert folder.original(0).size == (48, 48)
-        assert folder.name(0).startswith(f"{split}/Aa (AAA)/site") and folder.name(0).endswith(".jpg")
-        assert folder.raster(0) == f"{split}/Aa (AAA)/{'site1' if split == 'train' else 'site3'}__2020"
+        assert folder.name(0).startswith(f"{split}/Aa (AAA)/site") and folder.name(0).endswith(
+            ".jpg"
+        )
+        assert (
+            folder.raster(0) == f"{split}/Aa (AAA)/{'site1' if split == 'train' else 'site3'}__2020"
+        )
     assert patches.open_split(jpegs, "train").read([0]).shape == (1, 224, 224, 3)
 
 
@@ -249,7 +320,9 @@ def test_a_broken_jpeg_is_named(preprocess, tmp_path):
     dataset = patches.open_split(jpegs, "val", 28)
     os.truncate(dataset.files[1], 900)
     dataset.read([0])
-    with pytest.raises(InputError, match=r"_c01\.jpg: cannot be read \(.*truncated.*replace or delete it"):
+    with pytest.raises(
+        InputError, match=r"_c01\.jpg: cannot be read \(.*truncated.*replace or delete it"
+    ):
         dataset.read([0, 1])
     dataset.files[1].unlink()
     os.mkfifo(dataset.files[1])
@@ -264,19 +337,34 @@ def test_reading_needs_no_torch(preprocess, tmp_path):
 for folder in sys.argv[1:]: patches.open_split(folder, "test").read([0])
 slow = {"torch", "torchvision", "sklearn", "matplotlib", "scipy"} & sys.modules.keys()
 assert not slow, slow"""
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "out"), str(jpegs)], cwd=ROOT, check=True)
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "out"), str(jpegs)], cwd=ROOT, check=True
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- images of all kinds
 
+
 def png(pixels, colour_type, bits=16):
     """A PNG of 16 bits a channel, which Pillow does not write; with pixels=(width, height) one that only claims that size."""
+
     def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
     width, height = pixels if isinstance(pixels, tuple) else pixels.shape[1::-1]
-    lines = b"" if isinstance(pixels, tuple) else b"".join(b"\0" + line.astype(">u2").tobytes() for line in pixels)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)) \
-        + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    lines = (
+        b""
+        if isinstance(pixels, tuple)
+        else b"".join(b"\0" + line.astype(">u2").tobytes() for line in pixels)
+    )
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(lines))
+        + chunk(b"IEND", b"")
+    )
 
 
 def tiff(pixels, order="<", extra=()):
@@ -284,16 +372,32 @@ def tiff(pixels, order="<", extra=()):
     height, width, channels = pixels.shape
     bits = 8 + 2 + 12 * (9 + len(extra)) + 4
     data = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
-    tags = [(256, width), (257, height), (258, 16), (259, 1), (262, 2 if channels > 1 else 1), (273, bits + 2 * channels), (277, channels),
-            (278, height), (279, len(data)), *extra]
+    tags = [
+        (256, width),
+        (257, height),
+        (258, 16),
+        (259, 1),
+        (262, 2 if channels > 1 else 1),
+        (273, bits + 2 * channels),
+        (277, channels),
+        (278, height),
+        (279, len(data)),
+        *extra,
+    ]
     entries = b""
     for tag, value in tags:
         if tag == 258 and channels > 2:
             entries += struct.pack(order + "HHII", tag, 3, channels, bits)
         else:
             entries += struct.pack(order + "HHII", tag, 4, 1, value)
-    return (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, len(tags)) + entries + bytes(4) \
-        + struct.pack(order + "H", 16) * channels + data
+    return (
+        (b"II*\0" if order == "<" else b"MM\0*")
+        + struct.pack(order + "IH", 8, len(tags))
+        + entries
+        + bytes(4)
+        + struct.pack(order + "H", 16) * channels
+        + data
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")
@@ -306,21 +410,42 @@ def test_every_kind_of_pixel_becomes_what_it_looks_like(tmp_path):
     palette = photo.quantize(256)
     palette_clear = photo.quantize(255)
     wide = np.array(photo.convert("L")).astype(np.int32) << 8
-    kinds = {       # name: (file or bytes, what it must look like, how far it may be from that)
-        "grey.jpg": (photo.convert("L"), grey, 12), "grey.png": (photo.convert("L"), grey, 0), "grey-alpha.png": (photo.convert("LA"), grey, 0),
+    kinds = {  # name: (file or bytes, what it must look like, how far it may be from that)
+        "grey.jpg": (photo.convert("L"), grey, 12),
+        "grey.png": (photo.convert("L"), grey, 0),
+        "grey-alpha.png": (photo.convert("LA"), grey, 0),
         "two.png": (photo.convert("1"), np.asarray(photo.convert("1")).astype(int) * 255, 0),
         "palette.png": (palette, np.asarray(palette.convert("RGB")).astype(int), 0),
         "palette.tif": (palette, np.asarray(palette.convert("RGB")).astype(int), 0),
-        "palette-clear.png": ((palette_clear, {"transparency": bytes(range(255))}), np.asarray(palette_clear.convert("RGB")).astype(int), 0),
-        "rgb.PNG": (photo, rgb, 0), "rgb.tiff": (photo, rgb, 0), "rgba.png": (alpha, rgb, 0), "rgba.tif": (alpha, rgb, 0),
-        "cmyk.jpg": (photo.convert("CMYK"), rgb, 12), "cmyk.tif": (photo.convert("CMYK"), rgb, 2), "ycbcr.tif": ((photo, {"compression": "jpeg"}), rgb, 60),
-        "lzw.tif": ((photo, {"compression": "tiff_lzw"}), rgb, 0), "deflate.tif": ((photo, {"compression": "tiff_adobe_deflate"}), rgb, 0),
-        "progressive.jpeg": ((photo, {"progressive": True, "quality": 100, "subsampling": 0}), rgb, 12),
-        "grey16.png": (Image.fromarray(deep[:, :, 0]), deep[:, :, 0] >> 8, 0), "grey16.tif": (Image.fromarray(deep[:, :, 0]), deep[:, :, 0] >> 8, 0),
-        "grey16be.tif": (tiff(deep[:, :, :1], ">"), deep[:, :, 0] >> 8, 0), "grey32.tif": (Image.fromarray(wide), grey, 0),
-        "rgb16.png": (png(deep[:, :, :3], 2), deep[:, :, :3] >> 8, 0), "rgba16.png": (png(deep, 6), deep[:, :, :3] >> 8, 0),
-        "grey-alpha16.png": (png(deep[:, :, :2], 4), deep[:, :, 0] >> 8, 0), "rgb16.tif": (tiff(deep[:, :, :3]), deep[:, :, :3] >> 8, 0),
-        "rgb16be.tif": (tiff(deep[:, :, :3], ">"), deep[:, :, :3] >> 8, 0), "near-infrared16.tif": (tiff(deep, extra=[(338, 0)]), deep[:, :, :3] >> 8, 0),
+        "palette-clear.png": (
+            (palette_clear, {"transparency": bytes(range(255))}),
+            np.asarray(palette_clear.convert("RGB")).astype(int),
+            0,
+        ),
+        "rgb.PNG": (photo, rgb, 0),
+        "rgb.tiff": (photo, rgb, 0),
+        "rgba.png": (alpha, rgb, 0),
+        "rgba.tif": (alpha, rgb, 0),
+        "cmyk.jpg": (photo.convert("CMYK"), rgb, 12),
+        "cmyk.tif": (photo.convert("CMYK"), rgb, 2),
+        "ycbcr.tif": ((photo, {"compression": "jpeg"}), rgb, 60),
+        "lzw.tif": ((photo, {"compression": "tiff_lzw"}), rgb, 0),
+        "deflate.tif": ((photo, {"compression": "tiff_adobe_deflate"}), rgb, 0),
+        "progressive.jpeg": (
+            (photo, {"progressive": True, "quality": 100, "subsampling": 0}),
+            rgb,
+            12,
+        ),
+        "grey16.png": (Image.fromarray(deep[:, :, 0]), deep[:, :, 0] >> 8, 0),
+        "grey16.tif": (Image.fromarray(deep[:, :, 0]), deep[:, :, 0] >> 8, 0),
+        "grey16be.tif": (tiff(deep[:, :, :1], ">"), deep[:, :, 0] >> 8, 0),
+        "grey32.tif": (Image.fromarray(wide), grey, 0),
+        "rgb16.png": (png(deep[:, :, :3], 2), deep[:, :, :3] >> 8, 0),
+        "rgba16.png": (png(deep, 6), deep[:, :, :3] >> 8, 0),
+        "grey-alpha16.png": (png(deep[:, :, :2], 4), deep[:, :, 0] >> 8, 0),
+        "rgb16.tif": (tiff(deep[:, :, :3]), deep[:, :, :3] >> 8, 0),
+        "rgb16be.tif": (tiff(deep[:, :, :3], ">"), deep[:, :, :3] >> 8, 0),
+        "near-infrared16.tif": (tiff(deep, extra=[(338, 0)]), deep[:, :, :3] >> 8, 0),
     }
     for name, (content, expected, tolerance) in kinds.items():
         content, options = content if isinstance(content, tuple) else (content, {})
@@ -330,8 +455,14 @@ def test_every_kind_of_pixel_becomes_what_it_looks_like(tmp_path):
             content.save(tmp_path / name, **options)
         image = read_image(tmp_path / name)
         got = np.asarray(image).astype(int)
-        expected = np.broadcast_to(expected if expected.ndim == 3 else expected[:, :, None], (50, 60, 3))
-        assert image.mode == "RGB" and got.shape == (50, 60, 3) and np.abs(got - expected).max() <= tolerance, name
+        expected = np.broadcast_to(
+            expected if expected.ndim == 3 else expected[:, :, None], (50, 60, 3)
+        )
+        assert (
+            image.mode == "RGB"
+            and got.shape == (50, 60, 3)
+            and np.abs(got - expected).max() <= tolerance
+        ), name
 
 
 def test_grey_of_16_bits_in_several_strips(tmp_path):
@@ -346,19 +477,26 @@ def test_what_cannot_be_an_image(tmp_path):
     floats, gif = io.BytesIO(), io.BytesIO()
     Image.fromarray(np.zeros((50, 60), np.float32)).save(floats, "TIFF")
     picture(50, 50).save(gif, "GIF")
-    cases = {"text.jpg": (b"no image", "no JPEG, PNG or TIFF"), "empty.png": (b"", "no JPEG, PNG or TIFF"),
-             "gif.jpg": (gif.getvalue(), "no JPEG, PNG or TIFF"), "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no JPEG, PNG"),
-             "short.jpg": (good.getvalue()[:-4000], r"truncated \(.*\)\); replace or delete it"), "header.jpg": (good.getvalue()[:300], "read"),
-             "float.tif": (floats.getvalue(), "floating-point"),
-             "bomb.png": (png((30000, 30000), 2, 8), "more than 179 million pixels; cut it"), "none.png": (png((0, 0), 2, 8), "read"),
-             "flat.png": (png((10, 0), 2, 8), "read"), "claim.png": (png((1, 1_000_000), 2, 8), "truncated")}
+    cases = {
+        "text.jpg": (b"no image", "no JPEG, PNG or TIFF"),
+        "empty.png": (b"", "no JPEG, PNG or TIFF"),
+        "gif.jpg": (gif.getvalue(), "no JPEG, PNG or TIFF"),
+        "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no JPEG, PNG"),
+        "short.jpg": (good.getvalue()[:-4000], r"truncated \(.*\)\); replace or delete it"),
+        "header.jpg": (good.getvalue()[:300], "read"),
+        "float.tif": (floats.getvalue(), "floating-point"),
+        "bomb.png": (png((30000, 30000), 2, 8), "more than 179 million pixels; cut it"),
+        "none.png": (png((0, 0), 2, 8), "read"),
+        "flat.png": (png((10, 0), 2, 8), "read"),
+        "claim.png": (png((1, 1_000_000), 2, 8), "truncated"),
+    }
     for name, (content, message) in cases.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UnreadableImage, match=message) as caught:
             read_image(tmp_path / name)
         assert "\n" not in str(caught.value) and str(tmp_path) not in str(caught.value), name
     (tmp_path / "folder.jpg").mkdir()
-    os.mkfifo(tmp_path / "pipe.jpg")        # to open it would wait for ever
+    os.mkfifo(tmp_path / "pipe.jpg")  # to open it would wait for ever
     (tmp_path / "zero.jpg").symlink_to("/dev/zero")
     for name in ("folder.jpg", "pipe.jpg", "zero.jpg"):
         with pytest.raises(UnreadableImage, match="no regular file"):
@@ -372,6 +510,7 @@ def test_a_file_without_permission_is_told_as_such(tmp_path, monkeypatch):
 
     def refuse(path, **options):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
     monkeypatch.setattr(Image, "open", refuse)
     with pytest.raises(UnreadableImage, match=r"cannot be read \(Permission denied\)"):
         read_image(tmp_path / "x.png")
@@ -410,27 +549,45 @@ assert memory("VmHWM") < 1900, memory("VmHWM")
 
 def test_mutated_images_give_a_picture_or_a_line(tmp_path):
     photo = picture(56, 40)
-    for name, options in (("base0.jpg", {}), ("base1.jpg", {"progressive": True}), ("base2.png", {}), ("base3.tif", {}),
-                          ("base4.tif", {"compression": "tiff_lzw"}), ("base5.tif", {"compression": "jpeg"})):
+    for name, options in (
+        ("base0.jpg", {}),
+        ("base1.jpg", {"progressive": True}),
+        ("base2.png", {}),
+        ("base3.tif", {}),
+        ("base4.tif", {"compression": "tiff_lzw"}),
+        ("base5.tif", {"compression": "jpeg"}),
+    ):
         photo.save(tmp_path / name, **options)
     Image.fromarray(np.asarray(photo)[:, :, 0].astype(np.uint16) * 257).save(tmp_path / "base6.tif")
-    run = subprocess.run([sys.executable, "-c", FUZZ, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", FUZZ, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr[-2000:]
 
 
 def test_mutated_images_through_the_command_line(tmp_path):
     import random
+
     seed, raw = random.Random(0), make_raw(tmp_path / "raw")
     data = io.BytesIO()
     picture(120, 100).save(data, "JPEG")
     for n in range(30):
         broken = bytearray(data.getvalue())
         broken[seed.randrange(200)] ^= 1 << seed.randrange(8)
-        (raw / "Aa (AAA)" / "site1" / f"{n:02d}.jpg").write_bytes(broken[:seed.choice([None, -500])])
-    run = subprocess.run([sys.executable, "preprocessing.py", "--raw", raw, "--out", tmp_path / "out", *SMALL], cwd=ROOT, capture_output=True, text=True)
+        (raw / "Aa (AAA)" / "site1" / f"{n:02d}.jpg").write_bytes(
+            broken[: seed.choice([None, -500])]
+        )
+    run = subprocess.run(
+        [sys.executable, "preprocessing.py", "--raw", raw, "--out", tmp_path / "out", *SMALL],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     lines = run.stderr.splitlines()
     assert run.returncode == 2 and 8 < len(lines) < 30, run.stderr
     assert all(line.startswith("preprocessing.py: ") for line in lines)
     named = [line.split(": ")[1] for line in lines[:-1]]
     assert len(set(named)) == len(named) and all(name.endswith(".jpg") for name in named)
-    assert lines[-1].startswith(f"preprocessing.py: {36 - len(named)} of 36 rasters are done and kept")
+    assert lines[-1].startswith(
+        f"preprocessing.py: {36 - len(named)} of 36 rasters are done and kept"
+    )

@@ -1,4 +1,5 @@
 """The command line of relevance_cam: figures, tables, whole rasters, and wrong input."""
+
 import csv
 
 import numpy as np
@@ -6,15 +7,25 @@ import pytest
 import torch
 from PIL import Image
 
-from dl_slicer.patch_sets import reading as patches
 from dl_slicer.cli import InputError
+from dl_slicer.patch_sets import reading as patches
 from dl_slicer.results import panels as figures
 from relevance_cam import rasters
 from relevance_cam.__main__ import draw_patches, find_city, main
 
 
 def arguments(data, finished, out, *more):
-    return ["--checkpoint", str(finished / "best.pth"), "--data", str(data), "--out", str(out), "--per-city", "2", *more]
+    return [
+        "--checkpoint",
+        str(finished / "best.pth"),
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--per-city",
+        "2",
+        *more,
+    ]
 
 
 def test_figures_of_every_city(data, finished, tmp_path):
@@ -27,8 +38,16 @@ def test_figures_of_every_city(data, finished, tmp_path):
             assert figure.width > 1200 and (tmp_path / row["figure"]).stat().st_size < 1e6
         assert (tmp_path / f"{row['true']}.jpg").is_file()
     maps = np.load(tmp_path / "maps.npz")
-    assert maps["patch"].tolist() == [row["patch"] for row in rows] and maps["logits"].shape == (6, 3)
-    assert [maps[f"relevance-cam/layer{i}"].shape for i in (1, 2, 3, 4)] == [(6, 8, 8), (6, 4, 4), (6, 2, 2), (6, 1, 1)]
+    assert maps["patch"].tolist() == [row["patch"] for row in rows] and maps["logits"].shape == (
+        6,
+        3,
+    )
+    assert [maps[f"relevance-cam/layer{i}"].shape for i in (1, 2, 3, 4)] == [
+        (6, 8, 8),
+        (6, 4, 4),
+        (6, 2, 2),
+        (6, 1, 1),
+    ]
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -46,20 +65,46 @@ def test_fewer_patches_than_asked(data, finished, tmp_path, capsys):
 
 
 def test_methods_side_by_side_and_their_quality(data, finished, tmp_path):
-    main(arguments(data, finished, tmp_path, "--per-city", "1", "--methods", "relevance-cam", "grad-cam", "grad-cam++", "score-cam",
-                   "--layers", "layer1", "--quality"))
+    main(
+        arguments(
+            data,
+            finished,
+            tmp_path,
+            "--per-city",
+            "1",
+            "--methods",
+            "relevance-cam",
+            "grad-cam",
+            "grad-cam++",
+            "score-cam",
+            "--layers",
+            "layer1",
+            "--quality",
+        )
+    )
     assert len(list(tmp_path.rglob("*_methods.jpg"))) == 3
     rows = list(csv.DictReader(open(tmp_path / "quality.csv")))
-    assert [(row["method"], row["layer"]) for row in rows] == \
-        [(m, l) for m in ("relevance-cam", "grad-cam", "grad-cam++", "score-cam") for l in ("layer1",)]
-    assert all(0 <= float(row[key]) <= 1 for row in rows for key in ("average_drop", "increase", "deletion", "insertion"))
+    assert [(row["method"], row["layer"]) for row in rows] == [
+        (m, l)
+        for m in ("relevance-cam", "grad-cam", "grad-cam++", "score-cam")
+        for l in ("layer1",)
+    ]
+    assert all(
+        0 <= float(row[key]) <= 1
+        for row in rows
+        for key in ("average_drop", "increase", "deletion", "insertion")
+    )
 
 
 def test_target(data, finished, tmp_path):
     main(arguments(data, finished, tmp_path, "--target", "bbb"))
-    assert {row["explained"] for row in csv.DictReader(open(tmp_path / "patches.csv"))} == {"Bb (BBB)"}
+    assert {row["explained"] for row in csv.DictReader(open(tmp_path / "patches.csv"))} == {
+        "Bb (BBB)"
+    }
     classes = ["Almaty (ALA)", "Hong Kong (HKG)", "Nowhere"]
-    assert [find_city(name, classes) for name in ("ALA", "almaty", "Hong Kong (HKG)", "nowhere")] == [0, 0, 1, 2]
+    assert [
+        find_city(name, classes) for name in ("ALA", "almaty", "Hong Kong (HKG)", "nowhere")
+    ] == [0, 0, 1, 2]
     with pytest.raises(InputError, match="did you mean Almaty"):
         find_city("Almatty", classes)
 
@@ -67,7 +112,7 @@ def test_target(data, finished, tmp_path):
 def test_patches_are_drawn_from_the_raster_at_full_size(data, finished, tmp_path):
     patch_set = patches.open_split(data, "test_b")
     assert patch_set.original(0).size == (48, 48)
-    assert patch_set.original(0, raw=tmp_path).size == (32, 32)     # the rasters are gone
+    assert patch_set.original(0, raw=tmp_path).size == (32, 32)  # the rasters are gone
 
 
 def test_one_colour_and_constant_maps_have_a_picture(tmp_path):
@@ -75,12 +120,24 @@ def test_one_colour_and_constant_maps_have_a_picture(tmp_path):
     maps = {"layer1": torch.zeros(8, 8), "layer2": torch.ones(4, 4)}
     page = figures.patch_figure(picture, maps, "x" * 300, False)
     assert page.width > 800
-    assert np.asarray(figures.masked(picture, figures.on_picture(torch.ones(4, 4), picture))).max() == 0
+    assert (
+        np.asarray(figures.masked(picture, figures.on_picture(torch.ones(4, 4), picture))).max()
+        == 0
+    )
 
 
 def test_whole_raster(data, finished, tmp_path):
     root = data.parent / "raw"
-    main(arguments(data, finished, tmp_path, "--raster", str(root / "Cc (CCC)" / "site2" / "2020.png"), "--save-maps"))
+    main(
+        arguments(
+            data,
+            finished,
+            tmp_path,
+            "--raster",
+            str(root / "Cc (CCC)" / "site2" / "2020.png"),
+            "--save-maps",
+        )
+    )
     assert Image.open(tmp_path / "2020_relevance-cam.jpg").width > 2000
     saved = np.load(tmp_path / "2020_relevance-cam.npz")
     assert saved["layer2"].shape == (160, 160) and saved["probability"].shape == (10, 10, 3)
@@ -90,25 +147,33 @@ def test_whole_raster(data, finished, tmp_path):
 def test_blend_of_one_window_is_its_map():
     def method(images, target):
         return {"layer1": images.mean(1)}, torch.tensor([[0.0, 1.0]]).expand(len(images), 2)
+
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    maps, probability, target = rasters.blend(method, pixels, 32, 16, lambda x: x.permute(0, 3, 1, 2).float(), 1, "cpu")
+    maps, probability, target = rasters.blend(
+        method, pixels, 32, 16, lambda x: x.permute(0, 3, 1, 2).float(), 1, "cpu"
+    )
     np.testing.assert_allclose(maps["layer1"], pixels.mean(2), rtol=1e-4)
     # Overlapping windows that agree give the same map again, without seams, also at an edge that is off the step.
     pixels = np.random.default_rng(0).integers(0, 256, (75, 90, 3), dtype=np.uint8)
-    maps, probability, _ = rasters.blend(method, pixels, 32, 16, lambda x: x.permute(0, 3, 1, 2).float(), 1, "cpu")
+    maps, probability, _ = rasters.blend(
+        method, pixels, 32, 16, lambda x: x.permute(0, 3, 1, 2).float(), 1, "cpu"
+    )
     np.testing.assert_allclose(maps["layer1"], pixels.mean(2), rtol=1e-4)
     assert probability.shape == (5, 6, 2)
 
 
-@pytest.mark.parametrize("more, said", [
-    (["--target", "Atlantis"], "knows no such city"),
-    (["--layers", "layer5"], "layer5"),
-    (["--methods", "lime"], "invalid choice"),
-    (["--per-city", "0"], "at least 1"),
-    (["--data", "nowhere"], "no such folder"),
-    (["--checkpoint", "nowhere.pth"], "no such file"),
-    (["--raster", "nowhere.jpg"], "nowhere.jpg"),
-])
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (["--target", "Atlantis"], "knows no such city"),
+        (["--layers", "layer5"], "layer5"),
+        (["--methods", "lime"], "invalid choice"),
+        (["--per-city", "0"], "at least 1"),
+        (["--data", "nowhere"], "no such folder"),
+        (["--checkpoint", "nowhere.pth"], "no such file"),
+        (["--raster", "nowhere.jpg"], "nowhere.jpg"),
+    ],
+)
 def test_wrong_input(data, finished, tmp_path, more, said):
     with pytest.raises(InputError, match=said) as error:
         main([*arguments(data, finished, tmp_path / "out"), *more])
@@ -118,4 +183,6 @@ def test_wrong_input(data, finished, tmp_path, more, said):
 def test_raster_too_small(data, finished, tmp_path):
     Image.new("RGB", (40, 100)).save(tmp_path / "small.png")
     with pytest.raises(InputError, match="smaller than a patch of 48"):
-        main([*arguments(data, finished, tmp_path / "out"), "--raster", str(tmp_path / "small.png")])
+        main(
+            [*arguments(data, finished, tmp_path / "out"), "--raster", str(tmp_path / "small.png")]
+        )

@@ -30,7 +30,12 @@ def images(n, *size):
 def hooked(model, x):
     """Logits, and the outputs of the stages, by forward hooks."""
     kept = {}
-    hooks = [getattr(model, name).register_forward_hook(lambda _, __, out, name=name: kept.__setitem__(name, out)) for name in LAYERS]
+    hooks = [
+        getattr(model, name).register_forward_hook(
+            lambda _, __, out, name=name: kept.__setitem__(name, out)
+        )
+        for name in LAYERS
+    ]
     logits = model(x)
     for hook in hooks:
         hook.remove()
@@ -43,11 +48,17 @@ def test_grad_cam_formula(block):
     logits, kept = hooked(model, x)
     maps, ours = GradCAM(model)(x, target)
     torch.testing.assert_close(ours, logits.detach(), rtol=1e-12, atol=0)
-    assert sum(bool(m.any()) for name in LAYERS for m in maps[name]) >= 4  # the ReLU leaves something to compare
+    assert (
+        sum(bool(m.any()) for name in LAYERS for m in maps[name]) >= 4
+    )  # the ReLU leaves something to compare
     for name in LAYERS:
         for i, k in enumerate(target):
             gradient = torch.autograd.grad(logits[i, k], kept[name], retain_graph=True)[0][i]
-            expected = sum(gradient[c].mean() * kept[name][i, c] for c in range(len(gradient))).clamp(min=0).detach()
+            expected = (
+                sum(gradient[c].mean() * kept[name][i, c] for c in range(len(gradient)))
+                .clamp(min=0)
+                .detach()
+            )
             assert (maps[name][i] - expected).norm() <= 1e-6 * expected.norm(), (name, i)
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -68,7 +79,10 @@ def test_grad_cam_plus_plus_formula(block):
             alpha = second / torch.where(bottom == 0, 1, bottom)
             weight = (alpha * first.clamp(min=0)).sum((1, 2))
             expected = (weight[:, None, None] * a).sum(0).clamp(min=0)
-            assert expected.any() and (maps[name][i] - expected).norm() <= 1e-6 * expected.norm(), (name, i)
+            assert expected.any() and (maps[name][i] - expected).norm() <= 1e-6 * expected.norm(), (
+                name,
+                i,
+            )
 
 
 def test_grad_cam_plus_plus_derivatives_by_autograd():
@@ -103,11 +117,19 @@ def test_score_cam_against_a_slow_loop():
             for i, k in enumerate(target):
                 scores = []
                 for channel in kept[name][i]:
-                    mask = F.interpolate(channel[None, None], (33, 40), mode="bilinear", align_corners=False)[0]
-                    mask = (mask - mask.min()) / (mask.max() - mask.min()) if mask.max() > mask.min() else 0 * mask
+                    mask = F.interpolate(
+                        channel[None, None], (33, 40), mode="bilinear", align_corners=False
+                    )[0]
+                    mask = (
+                        (mask - mask.min()) / (mask.max() - mask.min())
+                        if mask.max() > mask.min()
+                        else 0 * mask
+                    )
                     scores.append(model((x[i] * mask)[None])[0, k] - baseline[k])
                 weight = torch.stack(scores).exp()
-                expected = ((weight / weight.sum())[:, None, None] * kept[name][i]).sum(0).clamp(min=0)
+                expected = (
+                    ((weight / weight.sum())[:, None, None] * kept[name][i]).sum(0).clamp(min=0)
+                )
                 torch.testing.assert_close(maps[name][i], expected, rtol=1e-9, atol=1e-12)
 
 
@@ -127,18 +149,28 @@ SIZE, SQUARE, CELL, CLASSES = 192, 64, 8, 3
 def mosaics(n, seed):
     """Images (n, 3, SIZE, SIZE), classes (n,), and row and column of the square's upper left pixel (n, 2)."""
     generator = torch.Generator().manual_seed(seed)
-    cells = torch.randint(0, 2, (n, 3, SIZE // CELL, SIZE // CELL), generator=generator).float() * 2 - 1
+    cells = (
+        torch.randint(0, 2, (n, 3, SIZE // CELL, SIZE // CELL), generator=generator).float() * 2 - 1
+    )
     target = torch.arange(n) % CLASSES
     corner = torch.randint(0, (SIZE - SQUARE) // CELL + 1, (n, 2), generator=generator)
     for i, (row, col) in enumerate(corner.tolist()):
         cells[i, target[i], row : row + SQUARE // CELL, col : col + SQUARE // CELL] = 1
-    return cells.repeat_interleave(CELL, 2).repeat_interleave(CELL, 3).contiguous(memory_format=torch.channels_last), target, corner * CELL
+    return (
+        cells.repeat_interleave(CELL, 2)
+        .repeat_interleave(CELL, 3)
+        .contiguous(memory_format=torch.channels_last),
+        target,
+        corner * CELL,
+    )
 
 
 @pytest.fixture(scope="module")
 def trained():
     torch.manual_seed(0)
-    model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=CLASSES).to(memory_format=torch.channels_last)
+    model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=CLASSES).to(
+        memory_format=torch.channels_last
+    )
     x, target, _ = mosaics(256, seed=0)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     for batch in torch.randperm(len(x)).split(16):
@@ -175,7 +207,9 @@ def test_planted_object_is_not_found_with_shuffled_weights(trained):
     for seed in range(3):
         shuffled, generator = copy.deepcopy(trained), torch.Generator().manual_seed(seed)
         for parameter in shuffled.parameters():
-            parameter.data = parameter.data.flatten()[torch.randperm(parameter.numel(), generator=generator)].view(parameter.shape)
+            parameter.data = parameter.data.flatten()[
+                torch.randperm(parameter.numel(), generator=generator)
+            ].view(parameter.shape)
         found.append(hits(RelevanceCAM, shuffled, x, target, corner))
     chance = (SQUARE / SIZE) ** 2
     for name in "layer3", "layer4":

@@ -20,7 +20,9 @@ class Corner(nn.Module):
     """Two classes: class 1 has the logarithm of 3 for logit when the upper left pixel of the first channel is 1; class 0 has 0."""
 
     def forward(self, images):
-        return torch.stack([torch.zeros(len(images)), images[:, 0, 0, 0] * math.log(3)], 1).to(images)
+        return torch.stack([torch.zeros(len(images)), images[:, 0, 0, 0] * math.log(3)], 1).to(
+            images
+        )
 
 
 def ones(n, size=4):
@@ -41,11 +43,20 @@ def test_scale():
 
 
 def test_upsample():
-    assert quality.upsample(torch.tensor([[[0.0, 4.0]]]), (2, 4)).tolist() == [[[0, 1, 3, 4], [0, 1, 3, 4]]]
+    assert quality.upsample(torch.tensor([[[0.0, 4.0]]]), (2, 4)).tolist() == [
+        [[0, 1, 3, 4], [0, 1, 3, 4]]
+    ]
 
 
 def test_mask():
-    rows = torch.tensor([[[0.0, 0.0, 0.0, 4.0]], [[0.1, 0.1, 0.1, 0.1]], [[1.0, 3.0, 1.0, 3.0]], [[0.0, 0.1, 5.2, 5.7]]])
+    rows = torch.tensor(
+        [
+            [[0.0, 0.0, 0.0, 4.0]],
+            [[0.1, 0.1, 0.1, 0.1]],
+            [[1.0, 3.0, 1.0, 3.0]],
+            [[0.0, 0.1, 5.2, 5.7]],
+        ]
+    )
     # above 1 + 1.73; constant: nothing; above 2 + 1: nothing; above 2.75 + 2.71 (2.75 + 3.12 with the sample's deviation)
     last = [False, False, False, True]
     assert quality.mask(rows).tolist() == [[last], [[False] * 4], [[False] * 4], [last]]
@@ -53,11 +64,15 @@ def test_mask():
 
 def test_drop_and_increase():
     # The class has 3 / 4 for the whole image. Shown at half strength the corner gives sqrt(3) / (1 + sqrt(3)), hidden 1 / 2.
-    drop, increase = quality.drop_and_increase(Corner().eval(), ones(3), corner_map(1.0, 0.5, 0.0), 1)
+    drop, increase = quality.drop_and_increase(
+        Corner().eval(), ones(3), corner_map(1.0, 0.5, 0.0), 1
+    )
     half = math.sqrt(3) / (1 + math.sqrt(3))
     np.testing.assert_allclose(drop, [0, (0.75 - half) / 0.75, (0.75 - 0.5) / 0.75], atol=1e-6)
     assert increase.tolist() == [0, 0, 0]
-    drop, increase = quality.drop_and_increase(Corner().eval(), ones(3), corner_map(1.0, 0.5, 0.0), [0, 0, 1])
+    drop, increase = quality.drop_and_increase(
+        Corner().eval(), ones(3), corner_map(1.0, 0.5, 0.0), [0, 0, 1]
+    )
     np.testing.assert_allclose(drop, [0, 0, 1 / 3], atol=1e-6)
     assert increase.tolist() == [0, 1, 0]
 
@@ -65,16 +80,24 @@ def test_drop_and_increase():
 def test_deletion_and_insertion():
     # Corner first: 3/4 at the start, 1/2 from the first of 4 steps on. Corner last: 3/4 until the last.
     first, last = corner_map(2.0), corner_map(-1.0)
-    assert quality.deletion(Corner().eval(), ones(1), first, 1, steps=4) == pytest.approx([(0.75 / 2 + 3 * 0.5 + 0.5 / 2) / 4])
-    assert quality.deletion(Corner().eval(), ones(1), last, 1, steps=4) == pytest.approx([(0.75 / 2 + 3 * 0.75 + 0.5 / 2) / 4])
-    assert quality.deletion(Corner().eval(), ones(1), last, 1, steps=4, baseline=1.0) == pytest.approx([0.75])
+    assert quality.deletion(Corner().eval(), ones(1), first, 1, steps=4) == pytest.approx(
+        [(0.75 / 2 + 3 * 0.5 + 0.5 / 2) / 4]
+    )
+    assert quality.deletion(Corner().eval(), ones(1), last, 1, steps=4) == pytest.approx(
+        [(0.75 / 2 + 3 * 0.75 + 0.5 / 2) / 4]
+    )
+    assert quality.deletion(
+        Corner().eval(), ones(1), last, 1, steps=4, baseline=1.0
+    ) == pytest.approx([0.75])
     # Blurred, the corner of one bright pixel in a dark image is almost dark.
     bright = torch.zeros(2, 1, 32, 32)
     bright[:, 0, 0, 0] = 1
     maps = torch.zeros(2, 32, 32)
     maps[0, 0, 0], maps[1, 0, 0] = 1, -1
     area = quality.insertion(Corner().eval(), bright, maps, 1, steps=4)
-    np.testing.assert_allclose(area, [(0.5 / 2 + 3 * 0.75 + 0.75 / 2) / 4, (0.5 / 2 + 3 * 0.5 + 0.75 / 2) / 4], atol=4e-3)
+    np.testing.assert_allclose(
+        area, [(0.5 / 2 + 3 * 0.75 + 0.75 / 2) / 4, (0.5 / 2 + 3 * 0.5 + 0.75 / 2) / 4], atol=4e-3
+    )
 
 
 def test_deletion_removes_equal_shares_in_order():
@@ -90,7 +113,9 @@ def test_deletion_removes_equal_shares_in_order():
     assert [int(16 - x.sum()) for x in seen[1:]] == list(range(0, 17, 2))
     assert seen[2].flatten().tolist() == [1] * 14 + [0] * 2
     seen.clear()
-    quality.deletion(Count().eval(), ones(1), torch.zeros(1, 4, 4), 0, steps=4)  # equal pixels row by row
+    quality.deletion(
+        Count().eval(), ones(1), torch.zeros(1, 4, 4), 0, steps=4
+    )  # equal pixels row by row
     assert seen[2].flatten().tolist() == [0] * 4 + [1] * 12
 
 
@@ -98,7 +123,9 @@ def test_spearman_is_scipys():
     rng = np.random.default_rng(0)
     for _ in range(20):
         a, b = rng.integers(0, 6, (2, 5, 7)).astype(float)
-        assert quality.spearman(torch.tensor(a), torch.tensor(b)) == pytest.approx(spearmanr(a.ravel(), b.ravel()).statistic)
+        assert quality.spearman(torch.tensor(a), torch.tensor(b)) == pytest.approx(
+            spearmanr(a.ravel(), b.ravel()).statistic
+        )
     assert quality.spearman(torch.tensor(a), torch.tensor(a) ** 3) == pytest.approx(1)
     assert math.isnan(quality.spearman(torch.tensor(a), torch.ones(5, 7)))
 
@@ -126,7 +153,10 @@ def test_randomisation_goes_from_the_top_down_on_a_copy(model):
 
     result = quality.randomisation(model, method, IMAGES, layers=("layer2", "layer4"), seed=3)
     assert list(result) == ["fc", "layer4", "layer3", "layer2", "layer1", "conv1"]
-    changed = [{key.split(".")[0] for key in before if not torch.equal(net[key], before[key])} for net in seen]
+    changed = [
+        {key.split(".")[0] for key in before if not torch.equal(net[key], before[key])}
+        for net in seen
+    ]
     parts = list(result)
     assert changed[0] == set()
     for i in range(1, 6):
@@ -149,7 +179,10 @@ def test_randomisation_tells_a_map_of_the_model_from_one_of_the_image(model):
     """A method that looks at the image only passes no sanity check: its rank correlation stays 1."""
 
     def edges(net, layers):
-        return lambda images, target=None: ({name: images.diff(dim=2).abs().sum(1) for name in layers}, net(images))
+        return lambda images, target=None: (
+            {name: images.diff(dim=2).abs().sum(1) for name in layers},
+            net(images),
+        )
 
     deaf = quality.randomisation(model, edges, IMAGES, layers=("layer3",))
     ours = quality.randomisation(model, RelevanceCAM, IMAGES, layers=("layer3",))
@@ -158,29 +191,63 @@ def test_randomisation_tells_a_map_of_the_model_from_one_of_the_image(model):
 
 
 def test_table(model):
-    model, images, layers = copy.deepcopy(model).double(), IMAGES[..., :32, :48].double(), ("layer3", "layer4")
-    row, second = quality.table(model, {"relevance-cam": RelevanceCAM}, images, layers=layers, steps=4, batch_size=2)
-    assert (row["method"], row["layer"], row["images"]) == ("relevance-cam", "layer3", 3) and second["layer"] == "layer4"
+    model, images, layers = (
+        copy.deepcopy(model).double(),
+        IMAGES[..., :32, :48].double(),
+        ("layer3", "layer4"),
+    )
+    row, second = quality.table(
+        model, {"relevance-cam": RelevanceCAM}, images, layers=layers, steps=4, batch_size=2
+    )
+    assert (row["method"], row["layer"], row["images"]) == (
+        "relevance-cam",
+        "layer3",
+        3,
+    ) and second["layer"] == "layer4"
     maps, logits = RelevanceCAM(model, "layer3")(images)
     target = logits.argmax(1)
     drop, increase = quality.drop_and_increase(model, images, maps["layer3"], target)
-    assert row["average_drop"] == pytest.approx(drop.mean()) and row["increase"] == pytest.approx(increase.mean())
-    assert row["deletion"] == pytest.approx(quality.deletion(model, images, maps["layer3"], target, 4).mean())
-    assert row["insertion"] == pytest.approx(quality.insertion(model, images, maps["layer3"], target, 4).mean())
+    assert row["average_drop"] == pytest.approx(drop.mean()) and row["increase"] == pytest.approx(
+        increase.mean()
+    )
+    assert row["deletion"] == pytest.approx(
+        quality.deletion(model, images, maps["layer3"], target, 4).mean()
+    )
+    assert row["insertion"] == pytest.approx(
+        quality.insertion(model, images, maps["layer3"], target, 4).mean()
+    )
     ranks = quality.randomisation(model, RelevanceCAM, images, target, ("layer3",))
     for part in "fc", "layer4", "layer3", "layer2", "layer1", "conv1":
         assert row[f"rank_{part}"] == pytest.approx(ranks[part]["layer3"].mean())
     csv.DictWriter(io.StringIO(), row).writerows([row, second])
 
-    rows = quality.table(model, {"grad-cam": GradCAM, "b": RelevanceCAM}, images, [0, 1, 2], ("layer4",), steps=2, randomise=False)
+    rows = quality.table(
+        model,
+        {"grad-cam": GradCAM, "b": RelevanceCAM},
+        images,
+        [0, 1, 2],
+        ("layer4",),
+        steps=2,
+        randomise=False,
+    )
     assert [row["method"] for row in rows] == ["grad-cam", "b"]
-    assert list(rows[0]) == ["method", "layer", "images", "average_drop", "increase", "deletion", "insertion"]
+    assert list(rows[0]) == [
+        "method",
+        "layer",
+        "images",
+        "average_drop",
+        "increase",
+        "deletion",
+        "insertion",
+    ]
     for wrong in [0, 1], [0, 1, 4]:
         with pytest.raises(ValueError, match="target"):
             quality.table(model, {"grad-cam": GradCAM}, images, wrong, ("layer4",))
 
 
-@pytest.mark.parametrize("measure", [quality.drop_and_increase, quality.deletion, quality.insertion])
+@pytest.mark.parametrize(
+    "measure", [quality.drop_and_increase, quality.deletion, quality.insertion]
+)
 def test_wrong_arguments(measure):
     images, maps = ones(2, 16), torch.rand(2, 4, 4)
     for wrong, target in [(maps[0], 0), (maps[:1], 0), (maps, 2), (maps, [0])]:
@@ -194,5 +261,10 @@ def test_constant_maps_and_frozen_models_give_numbers(model):
     maps = torch.zeros(3, 2, 2)
     drop, increase = quality.drop_and_increase(model.requires_grad_(False), IMAGES, maps, None)
     with torch.inference_mode():
-        areas = [functools.partial(f, steps=3)(model, IMAGES, maps, None) for f in (quality.deletion, quality.insertion)]
-    assert all(np.isfinite(values).all() and values.shape == (3,) for values in (drop, increase, *areas))
+        areas = [
+            functools.partial(f, steps=3)(model, IMAGES, maps, None)
+            for f in (quality.deletion, quality.insertion)
+        ]
+    assert all(
+        np.isfinite(values).all() and values.shape == (3,) for values in (drop, increase, *areas)
+    )

@@ -24,7 +24,9 @@ from relevance_cam import relevance_cam as implementation
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
 GOLDEN = np.load(Path(__file__).parent / "golden.npz")
-SCORE = functools.partial(ScoreCAM, progress=False)  # a pass for every channel: kept to few of them here
+SCORE = functools.partial(
+    ScoreCAM, progress=False
+)  # a pass for every channel: kept to few of them here
 METHODS = [RelevanceCAM, GradCAM, GradCAMPlusPlus, SCORE]
 
 
@@ -73,7 +75,9 @@ def small_net(block=BasicBlock, classes=5, seed=0, **options):
 
 
 def noise(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def error(ours, reference):
@@ -86,7 +90,9 @@ def error(ours, reference):
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-5), (torch.float32, 1e-3)])
-@pytest.mark.parametrize("arch, name", [("resnet18", "argmax"), ("resnet50", "argmax"), ("resnet50", "class7")])
+@pytest.mark.parametrize(
+    "arch, name", [("resnet18", "argmax"), ("resnet50", "argmax"), ("resnet50", "class7")]
+)
 def test_golden_maps(arch, name, dtype, tolerance):
     model = copy.deepcopy(golden_net(arch)).to(dtype)
     maps, logits = RelevanceCAM(model)(golden_images().to(dtype), None if name == "argmax" else 7)
@@ -130,10 +136,16 @@ def slow_relevance(model, images, target):
     """{layer: relevance (N, C, h, w)}, {layer: activation}."""
 
     def convolution(conv):
-        return lambda x, weight: F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+        return lambda x, weight: F.conv2d(
+            x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups
+        )
 
     def chain(block):
-        return [(getattr(block, f"conv{k}"), getattr(block, f"bn{k}")) for k in (1, 2, 3) if hasattr(block, f"conv{k}")]
+        return [
+            (getattr(block, f"conv{k}"), getattr(block, f"bn{k}"))
+            for k in (1, 2, 3)
+            if hasattr(block, f"conv{k}")
+        ]
 
     with torch.no_grad():
         x = model.maxpool(model.bn1(model.conv1(images)).relu())
@@ -159,7 +171,10 @@ def slow_relevance(model, images, target):
         found = {}
         for name, block, x, inputs, y, shortcut in reversed(tape):
             found.setdefault(name, relevance)
-            main, side = y * divide(relevance, y + shortcut), shortcut * divide(relevance, y + shortcut)
+            main, side = (
+                y * divide(relevance, y + shortcut),
+                shortcut * divide(relevance, y + shortcut),
+            )
             for (conv, _), given in zip(reversed(chain(block)), reversed(inputs)):
                 main = zplus(convolution(conv), given, conv.weight, main)
             if block.downsample is not None:
@@ -199,7 +214,9 @@ def test_any_input_size(block, size):
     ids=["resnext", "wide", "dilated", "frozen"],
 )
 def test_other_residual_nets_against_the_slow_way(options):
-    check_against_slow(small_net(Bottleneck, **options).double(), noise(2, 3, 33, 40, dtype=torch.float64), [0, 1])
+    check_against_slow(
+        small_net(Bottleneck, **options).double(), noise(2, 3, 33, 40, dtype=torch.float64), [0, 1]
+    )
 
 
 def test_biases_get_no_relevance_and_dead_channels_none():
@@ -217,7 +234,15 @@ def test_biases_get_no_relevance_and_dead_channels_none():
 
 @pytest.mark.parametrize(
     "kernel, stride, padding, dilation, groups",
-    [(1, 1, 0, 1, 1), (1, 2, 0, 1, 1), (3, 1, 1, 1, 1), (3, 2, 1, 1, 1), (3, 2, 1, 1, 2), (3, 1, 2, 2, 1), (3, (2, 1), (0, 1), 1, 1)],
+    [
+        (1, 1, 0, 1, 1),
+        (1, 2, 0, 1, 1),
+        (3, 1, 1, 1, 1),
+        (3, 2, 1, 1, 1),
+        (3, 2, 1, 1, 2),
+        (3, 1, 2, 2, 1),
+        (3, (2, 1), (0, 1), 1, 1),
+    ],
 )
 @pytest.mark.parametrize("size", [(5, 6), (6, 7)])
 def test_convolution_rule_by_loops(kernel, stride, padding, dilation, groups, size):
@@ -244,11 +269,16 @@ def test_convolution_rule_by_loops(kernel, stride, padding, dilation, groups, si
         for place, value in shares.items():
             expected[place] += value / total * relevance[k, i, j] if total else 0
     np.testing.assert_allclose(ours[0].numpy(), expected, rtol=1e-10, atol=1e-12)
-    assert np.isclose(expected.sum(), relevance.sum() - lost)  # conserved, but for outputs whose z is 0
+    assert np.isclose(
+        expected.sum(), relevance.sum() - lost
+    )  # conserved, but for outputs whose z is 0
 
 
 def test_linear_rule_by_loops():
-    x, weight, relevance = (noise(*shape, seed=i, dtype=torch.float64) for i, shape in enumerate([(2, 9), (4, 9), (2, 4)]))
+    x, weight, relevance = (
+        noise(*shape, seed=i, dtype=torch.float64)
+        for i, shape in enumerate([(2, 9), (4, 9), (2, 4)])
+    )
     x, weight[3] = x.relu(), -1  # the last output gets nothing from any input
     ours = x * rules.linear(x, weight, relevance)
     expected, lost = np.zeros((2, 9)), np.zeros(2)
@@ -259,7 +289,9 @@ def test_linear_rule_by_loops():
         else:
             lost[n] += relevance[n, k].item()
     np.testing.assert_allclose(ours, expected, rtol=1e-12)
-    np.testing.assert_allclose(ours.sum(1).numpy() + lost, relevance.sum(1))  # conserved, but for outputs whose z is 0
+    np.testing.assert_allclose(
+        ours.sum(1).numpy() + lost, relevance.sum(1)
+    )  # conserved, but for outputs whose z is 0
 
 
 def test_residual_rule():
@@ -282,7 +314,11 @@ def test_start():
 def test_layer4_is_head_and_pooling_rule_only():
     """Pooling shares in proportion to the inputs: the mean relevance of a channel is what the linear rule gives its mean / (h w)."""
     model, images = small_net().double(), noise(2, 3, 96, 64, dtype=torch.float64)
-    x = model.layer4(model.layer3(model.layer2(model.layer1(model.maxpool(model.bn1(model.conv1(images)).relu()))))).detach()
+    x = model.layer4(
+        model.layer3(
+            model.layer2(model.layer1(model.maxpool(model.bn1(model.conv1(images)).relu())))
+        )
+    ).detach()
     pooled, weight = x.mean((2, 3)), model.fc.weight.detach().clamp(min=0)
     start = torch.tensor([[1, -0.2, -0.2, -0.2, -0.2]] * 2, dtype=torch.float64)
     relevance = pooled * ((start / (pooled @ weight.T)) @ weight)
@@ -295,7 +331,11 @@ def test_relevance_is_conserved(monkeypatch):
     """Every rule conserves relevance, except that an output whose z is 0 has nobody to give it to. Logits hold 1 - (K - 1) / K = 1 / K."""
     totals = []
     weigh = implementation.weigh
-    monkeypatch.setattr(implementation, "weigh", lambda x, c: (totals.append((x * c).sum((1, 2, 3))), weigh(x, c))[1])
+    monkeypatch.setattr(
+        implementation,
+        "weigh",
+        lambda x, c: (totals.append((x * c).sum((1, 2, 3))), weigh(x, c))[1],
+    )
     for block in BasicBlock, Bottleneck:
         model = small_net(block).double()
         RelevanceCAM(model)(noise(2, 3, 65, 80, dtype=torch.float64), [1, 2])
@@ -314,7 +354,9 @@ def test_relevance_is_conserved(monkeypatch):
 # One pass, independent images
 
 
-@pytest.mark.parametrize("method, layers", [*((method, LAYERS) for method in METHODS[:3]), (SCORE, ("layer1",))])
+@pytest.mark.parametrize(
+    "method, layers", [*((method, LAYERS) for method in METHODS[:3]), (SCORE, ("layer1",))]
+)
 def test_batch_equals_one_by_one(method, layers):
     model, images = small_net().double(), noise(2, 3, 32, 40, dtype=torch.float64)
     maps, logits = method(model, layers)(images)
@@ -331,7 +373,14 @@ def test_batch_equals_one_by_one(method, layers):
 def test_any_choice_of_layers_gives_the_same_maps(method):
     model, images = small_net().double(), noise(2, 3, 32, 48, dtype=torch.float64)
     together, _ = method(model)(images)
-    for layers in [("layer1",), ("layer2",), ("layer3",), ("layer4",), ("layer4", "layer2"), ("layer3", "layer1", "layer3")]:
+    for layers in [
+        ("layer1",),
+        ("layer2",),
+        ("layer3",),
+        ("layer4",),
+        ("layer4", "layer2"),
+        ("layer3", "layer1", "layer3"),
+    ]:
         maps, _ = method(model, layers)(images)
         assert set(maps) == set(layers)
         for layer in layers:
@@ -341,7 +390,9 @@ def test_any_choice_of_layers_gives_the_same_maps(method):
 def test_no_more_work_than_the_shallowest_layer_needs(monkeypatch):
     calls = []
     transposed = rules.conv_transposed
-    monkeypatch.setattr(rules, "conv_transposed", lambda *args: (calls.append(1), transposed(*args))[1])
+    monkeypatch.setattr(
+        rules, "conv_transposed", lambda *args: (calls.append(1), transposed(*args))[1]
+    )
     model = small_net()
     for layers, count in [("layer4", 0), (("layer3", "layer4"), 3), (("layer2",), 6), (LAYERS, 11)]:
         RelevanceCAM(model, layers)(noise(1, 3, 64, 64))
@@ -349,7 +400,9 @@ def test_no_more_work_than_the_shallowest_layer_needs(monkeypatch):
         calls.clear()
 
 
-@pytest.mark.parametrize("target", [2, [0, 4, 2], torch.tensor([0, 4, 2]), np.array([0, 4, 2]), np.int64(1)], ids=repr)
+@pytest.mark.parametrize(
+    "target", [2, [0, 4, 2], torch.tensor([0, 4, 2]), np.array([0, 4, 2]), np.int64(1)], ids=repr
+)
 def test_kinds_of_target(target):
     model, images = small_net().double(), noise(3, 3, 64, 64, dtype=torch.float64)
     maps, _ = RelevanceCAM(model)(images, target)
@@ -388,7 +441,9 @@ def test_score_cam_under_inference_mode():
     assert error(maps["layer1"].numpy(), expected["layer1"]) < 1e-5
 
 
-@pytest.mark.parametrize("method, layers", [*((method, LAYERS) for method in METHODS[:3]), (SCORE, "layer1")])
+@pytest.mark.parametrize(
+    "method, layers", [*((method, LAYERS) for method in METHODS[:3]), (SCORE, "layer1")]
+)
 def test_a_plain_image_and_a_single_class_give_finite_maps(method, layers):
     model = small_net(classes=1)
     for images in torch.zeros(1, 3, 32, 32), torch.full((1, 3, 32, 32), 2.5), noise(1, 3, 1, 1):
@@ -406,12 +461,27 @@ def snapshot(model):
         {
             "name": name,
             "attributes": list(vars(module)),
-            "plain": {key: value for key, value in vars(module).items() if isinstance(value, (int, float, str, bool, tuple, type(None)))},
+            "plain": {
+                key: value
+                for key, value in vars(module).items()
+                if isinstance(value, (int, float, str, bool, tuple, type(None)))
+            },
             "forward": module.forward.__func__,
-            "hooks": [len(vars(module)[hook]) for hook in hooks if isinstance(vars(module)[hook], dict)],
+            "hooks": [
+                len(vars(module)[hook]) for hook in hooks if isinstance(vars(module)[hook], dict)
+            ],
             "tensors": {
-                key: (id(tensor), tensor._version, tensor.requires_grad, tensor.grad is None, tensor.stride(), tensor.detach().numpy().tobytes())
-                for key, tensor in itertools.chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
+                key: (
+                    id(tensor),
+                    tensor._version,
+                    tensor.requires_grad,
+                    tensor.grad is None,
+                    tensor.stride(),
+                    tensor.detach().numpy().tobytes(),
+                )
+                for key, tensor in itertools.chain(
+                    module.named_parameters(recurse=False), module.named_buffers(recurse=False)
+                )
             },
         }
         for name, module in model.named_modules()
@@ -430,7 +500,12 @@ def test_model_is_left_as_it_was(method):
 
 
 @pytest.mark.parametrize(
-    "method, owner, name", [(RelevanceCAM, rules, "conv_transposed"), (GradCAM, torch.autograd, "grad"), (SCORE, F, "interpolate")]
+    "method, owner, name",
+    [
+        (RelevanceCAM, rules, "conv_transposed"),
+        (GradCAM, torch.autograd, "grad"),
+        (SCORE, F, "interpolate"),
+    ],
 )
 def test_model_is_left_as_it_was_after_a_failure_in_the_middle(method, owner, name, monkeypatch):
     model, function, calls = small_net(Bottleneck), getattr(owner, name), itertools.count()
@@ -461,7 +536,11 @@ def test_hooks_of_the_user_stay_and_do_not_fire():
 def test_memory_does_not_grow(method):
     def megabytes():
         gc.collect()
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+        return (
+            int(Path("/proc/self/statm").read_text().split()[1])
+            * os.sysconf("SC_PAGE_SIZE")
+            / 2**20
+        )
 
     def tensors():
         return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
@@ -496,7 +575,10 @@ def change(path, module):
         (change("fc", nn.Identity()), "fc"),
         (change("fc", nn.Sequential(nn.Dropout(), nn.Linear(512, 5))), "fc"),
         (change("layer2.1.conv2", nn.ConvTranspose2d(128, 128, 3)), "layer2.1.conv2"),
-        (change("layer2.1.conv2", nn.Conv2d(128, 128, 3, padding=1, padding_mode="reflect")), "layer2.1.conv2"),
+        (
+            change("layer2.1.conv2", nn.Conv2d(128, 128, 3, padding=1, padding_mode="reflect")),
+            "layer2.1.conv2",
+        ),
         (change("layer3.0.bn1", nn.GroupNorm(8, 256)), "layer3.0.bn1"),
         (change("layer3.0.bn1", nn.BatchNorm2d(256, track_running_stats=False)), "layer3.0.bn1"),
         (change("layer3.0.relu", nn.GELU()), "layer3.0.relu"),
@@ -510,7 +592,12 @@ def change(path, module):
         (change("conv1", nn.Identity()), "conv1"),
         (lambda model: torchvision.models.mobilenet_v3_small(), "MobileNetV3"),
         (lambda model: nn.DataParallel(model), "model.module"),
-        (lambda model: type("Changed", (ResNet,), {"forward": lambda self, x: x})(BasicBlock, [1, 1, 1, 1]), "Changed"),
+        (
+            lambda model: type("Changed", (ResNet,), {"forward": lambda self, x: x})(
+                BasicBlock, [1, 1, 1, 1]
+            ),
+            "Changed",
+        ),
     ],
 )
 def test_models_it_cannot_explain(edit, named):
@@ -531,7 +618,11 @@ def test_a_model_changed_after_construction_is_refused_too():
 @pytest.mark.parametrize("method", METHODS)
 def test_wrong_arguments(method):
     model, images = small_net(), noise(2, 3, 32, 32)
-    for layers, message in [("layer5", "layer5.*layer1, layer2, layer3, layer4"), (("layer1", "fc"), "fc"), ((), "layer1")]:
+    for layers, message in [
+        ("layer5", "layer5.*layer1, layer2, layer3, layer4"),
+        (("layer1", "fc"), "fc"),
+        ((), "layer1"),
+    ]:
         with pytest.raises(ValueError, match=message):
             method(model, layers)
     for target in (5, -1, [0, 5], [0], [0, 1, 2], 1.0, [[0, 1]], [True, False], "ALA"):
@@ -560,4 +651,7 @@ def test_golden_maps_on_cuda(memory_format):
             maps, logits = RelevanceCAM(model)(golden_images().to("cuda", dtype), 7)
         assert logits.device.type == "cuda"
         for layer in LAYERS:
-            assert error(maps[layer].cpu(), GOLDEN[f"resnet50/class7/{layer}"][:, 0]) < tolerance, (dtype, layer)
+            assert error(maps[layer].cpu(), GOLDEN[f"resnet50/class7/{layer}"][:, 0]) < tolerance, (
+                dtype,
+                layer,
+            )

@@ -1,4 +1,5 @@
 """--images: which cities pictures of any place are like."""
+
 import csv
 
 import numpy as np
@@ -7,11 +8,11 @@ import torch
 from conftest import picture
 from PIL import Image
 
-from dl_slicer.model import checkpoints as classifier
+import test_classification
 from dl_slicer import cli
+from dl_slicer.model import checkpoints as classifier
 from dl_slicer.patch_sets import reading as patches
 from dl_slicer.results import places
-import test_classification
 
 
 class ByColour(torch.nn.Module):
@@ -21,13 +22,21 @@ class ByColour(torch.nn.Module):
         return images.mean((2, 3)) * 20
 
 
-CHECKPOINT = {"image_size": 28, "patch_size": 48, "stride": 24, "mean": [0.5] * 3, "std": [0.25] * 3}
+CHECKPOINT = {
+    "image_size": 28,
+    "patch_size": 48,
+    "stride": 24,
+    "mean": [0.5] * 3,
+    "std": [0.25] * 3,
+}
 CITIES = ["Red (RED)", "Green (GRN)", "Blue (BLU)"]
 COLOURS = [(200, 20, 20), (20, 200, 20), (20, 20, 200)]
 
 
 def compare(out, *paths, checkpoint=CHECKPOINT, cities=CITIES, model=None):
-    places.compare(paths, model or ByColour(), checkpoint, cities, torch.device("cpu"), torch.float32, out)
+    places.compare(
+        paths, model or ByColour(), checkpoint, cities, torch.device("cpu"), torch.float32, out
+    )
     with open(out / "places.csv", newline="", encoding="utf-8") as lines:
         return list(csv.DictReader(lines))
 
@@ -48,21 +57,45 @@ def halves(file, width=240, height=144):
 
 def test_shares_of_each_file_and_of_all(tmp_path, capsys):
     rows = compare(tmp_path / "out", plain(tmp_path / "one.png", 2), halves(tmp_path / "two.png"))
-    assert [(row["file"], row["patches"], row["rank"], row["city"], row["code"]) for row in rows[:1]] == [(str(tmp_path / "one.png"), "1", "1", CITIES[2], "BLU")]
+    assert [
+        (row["file"], row["patches"], row["rank"], row["city"], row["code"]) for row in rows[:1]
+    ] == [(str(tmp_path / "one.png"), "1", "1", CITIES[2], "BLU")]
     two = {row["code"]: row for row in rows if row["file"].endswith("two.png")}
-    assert two["RED"]["patches"] == "45"        # 9 x 5 windows
+    assert two["RED"]["patches"] == "45"  # 9 x 5 windows
     # Windows at 0, 24, ... 192 in a width of 240: four lie left, four right, one on the border.
-    assert float(two["RED"]["mean_probability"]) == pytest.approx(0.5, abs=0.01) == float(two["GRN"]["mean_probability"])
-    assert float(two["RED"]["share_of_patches"]) + float(two["GRN"]["share_of_patches"]) == pytest.approx(1, abs=1e-5)
-    assert min(float(two[code]["share_of_patches"]) for code in ("RED", "GRN")) == pytest.approx(4 / 9, abs=1e-5)
+    assert (
+        float(two["RED"]["mean_probability"])
+        == pytest.approx(0.5, abs=0.01)
+        == float(two["GRN"]["mean_probability"])
+    )
+    assert float(two["RED"]["share_of_patches"]) + float(
+        two["GRN"]["share_of_patches"]
+    ) == pytest.approx(1, abs=1e-5)
+    assert min(float(two[code]["share_of_patches"]) for code in ("RED", "GRN")) == pytest.approx(
+        4 / 9, abs=1e-5
+    )
     whole = {row["code"]: row for row in rows if row["file"] == "all files"}
-    assert whole["BLU"]["patches"] == "46" and float(whole["BLU"]["share_of_patches"]) == pytest.approx(1 / 46, abs=1e-5)
-    for code in ("RED", "BLU"):       # each patch counts alike
-        alone = next(float(row["mean_probability"]) for row in rows if row["file"].endswith("one.png") and row["code"] == code)
-        assert float(whole[code]["mean_probability"]) == pytest.approx((alone + 45 * float(two[code]["mean_probability"])) / 46, abs=1e-5)
+    assert whole["BLU"]["patches"] == "46" and float(
+        whole["BLU"]["share_of_patches"]
+    ) == pytest.approx(1 / 46, abs=1e-5)
+    for code in ("RED", "BLU"):  # each patch counts alike
+        alone = next(
+            float(row["mean_probability"])
+            for row in rows
+            if row["file"].endswith("one.png") and row["code"] == code
+        )
+        assert float(whole[code]["mean_probability"]) == pytest.approx(
+            (alone + 45 * float(two[code]["mean_probability"])) / 46, abs=1e-5
+        )
     assert [int(row["rank"]) for row in rows] == [1, 2, 3] * 3
     said = capsys.readouterr().out
-    assert "mean probability" in said and "share of patches" in said and "all files" in said and "each patch" in said and "two.png" in said
+    assert (
+        "mean probability" in said
+        and "share of patches" in said
+        and "all files" in said
+        and "each patch" in said
+        and "two.png" in said
+    )
 
 
 def test_figure_colours_each_place_by_its_city(tmp_path):
@@ -71,9 +104,15 @@ def test_figure_colours_each_place_by_its_city(tmp_path):
     figure = Image.open(tmp_path / "out" / "two.jpg").convert("RGB")
     # The second panel is as large as the first and lies right of it: 12 + 1000 + 12.
     left, right = (np.array(figure.getpixel((1024 + x, 600)), int) for x in (200, 800))
-    mixed = [np.array([(c + f) / 2 for c, f in zip(COLOURS[i], colour)]) for i, colour in ((0, (31, 119, 180)), (1, (255, 127, 14)))]
+    mixed = [
+        np.array([(c + f) / 2 for c, f in zip(COLOURS[i], colour)])
+        for i, colour in ((0, (31, 119, 180)), (1, (255, 127, 14)))
+    ]
     fits = [np.abs(left - mixed[0]).max() < 12 and np.abs(right - mixed[1]).max() < 12]
-    mixed = [np.array([(c + f) / 2 for c, f in zip(COLOURS[i], colour)]) for i, colour in ((0, (255, 127, 14)), (1, (31, 119, 180)))]
+    mixed = [
+        np.array([(c + f) / 2 for c, f in zip(COLOURS[i], colour)])
+        for i, colour in ((0, (255, 127, 14)), (1, (31, 119, 180)))
+    ]
     fits += [np.abs(left - mixed[0]).max() < 12 and np.abs(right - mixed[1]).max() < 12]
     assert any(fits), (left, right)
 
@@ -83,22 +122,38 @@ def test_many_cities_wide_and_high_rasters_and_long_names_stay_in_the_figure():
     for size in ((2000, 300), (300, 2000), (600, 600)):
         for k in (1, 2, 45):
             codes = [f"A very long name of a city without code, number {i}" for i in range(k)]
-            page = places.draw(Image.new("RGB", size), rng.dirichlet(np.full(k, 0.1), (30, 30)), codes, "t" * 300)
+            page = places.draw(
+                Image.new("RGB", size), rng.dirichlet(np.full(k, 0.1), (30, 30)), codes, "t" * 300
+            )
             assert page.width <= 2100 and page.height <= 2900
-            edge = np.concatenate([np.asarray(page)[:, -10:].reshape(-1, 3), np.asarray(page)[-6:].reshape(-1, 3)])
-            assert (edge == 255).all()       # nothing reaches the right or lower edge
+            edge = np.concatenate(
+                [np.asarray(page)[:, -10:].reshape(-1, 3), np.asarray(page)[-6:].reshape(-1, 3)]
+            )
+            assert (edge == 255).all()  # nothing reaches the right or lower edge
 
 
 def test_patches_are_those_of_a_patch_set(data, finished, tmp_path):
     """A raster of the training data cut here gives what test_classification.py measures on the patch set."""
     model, checkpoint = classifier.load_checkpoint(finished / "best.pth")
     patch_set = patches.open_split(data, "train")
-    logits = classifier.evaluate(model, patch_set, torch.device("cpu"), torch.float32, checkpoint["mean"], checkpoint["std"])
+    logits = classifier.evaluate(
+        model, patch_set, torch.device("cpu"), torch.float32, checkpoint["mean"], checkpoint["std"]
+    )
     raster = patch_set.raster(0)
     own = [i for i in range(len(patch_set)) if patch_set.raster(i) == raster]
-    rows = compare(tmp_path, data.parent / "raw" / raster, checkpoint=checkpoint, cities=patch_set.classes, model=model)
-    found = {row["city"]: float(row["mean_probability"]) for row in rows if row["file"] != "all files"}
-    assert found == pytest.approx(dict(zip(patch_set.classes, logits[own].softmax(1).mean(0).tolist())), abs=1e-4)
+    rows = compare(
+        tmp_path,
+        data.parent / "raw" / raster,
+        checkpoint=checkpoint,
+        cities=patch_set.classes,
+        model=model,
+    )
+    found = {
+        row["city"]: float(row["mean_probability"]) for row in rows if row["file"] != "all files"
+    }
+    assert found == pytest.approx(
+        dict(zip(patch_set.classes, logits[own].softmax(1).mean(0).tolist())), abs=1e-4
+    )
     assert rows[0]["patches"] == str(len(own)) == "81"
 
 
@@ -107,9 +162,14 @@ def test_folders_and_files_of_one_name(tmp_path):
         halves(plain(tmp_path / folder / "2020.png", 0))
     (tmp_path / "a" / "notes.txt").write_text("no image, passed over")
     plain(tmp_path / "a" / ".hidden.png", 0, (3, 3))
-    rows = compare(tmp_path / "out", tmp_path / "a", tmp_path / "b", tmp_path / "a" / "2020.png")       # one of them twice
+    rows = compare(
+        tmp_path / "out", tmp_path / "a", tmp_path / "b", tmp_path / "a" / "2020.png"
+    )  # one of them twice
     assert [(row["file"], row["figure"]) for row in rows if row["rank"] == "1"] == [
-        (str(tmp_path / "a" / "2020.png"), "2020.jpg"), (str(tmp_path / "b" / "2020.png"), "2020_2.jpg"), ("all files", "")]
+        (str(tmp_path / "a" / "2020.png"), "2020.jpg"),
+        (str(tmp_path / "b" / "2020.png"), "2020_2.jpg"),
+        ("all files", ""),
+    ]
 
 
 def test_what_the_windows_leave_over_is_covered_as_well(tmp_path):
@@ -117,7 +177,7 @@ def test_what_the_windows_leave_over_is_covered_as_well(tmp_path):
     image.paste(COLOURS[1], (96, 0, 100, 60))
     image.save(tmp_path / "edge.png")
     rows = compare(tmp_path / "out", tmp_path / "edge.png")
-    assert rows[0]["patches"] == "8"        # at 0, 24, 48 and 52 of 100, and at 0 and 12 of 60
+    assert rows[0]["patches"] == "8"  # at 0, 24, 48 and 52 of 100, and at 0 and 12 of 60
 
 
 def test_any_kind_of_pixels(tmp_path):
@@ -127,8 +187,15 @@ def test_any_kind_of_pixels(tmp_path):
     assert len(compare(tmp_path / "out", tmp_path)) == 4 * 3
 
 
-@pytest.mark.parametrize("bad, line", [
-    ("small", "47 x 60 pixels, smaller than a patch of 48 x 48"), ("text", "no JPEG, PNG or TIFF image"), ("absent", "no such file"), ("empty", "no images in this folder")])
+@pytest.mark.parametrize(
+    "bad, line",
+    [
+        ("small", "47 x 60 pixels, smaller than a patch of 48 x 48"),
+        ("text", "no JPEG, PNG or TIFF image"),
+        ("absent", "no such file"),
+        ("empty", "no images in this folder"),
+    ],
+)
 def test_a_bad_file_is_one_line_before_any_work(tmp_path, capsys, bad, line):
     good, file = plain(tmp_path / "good.png", 0), tmp_path / "bad.png"
     if bad == "small":
@@ -140,7 +207,12 @@ def test_a_bad_file_is_one_line_before_any_work(tmp_path, capsys, bad, line):
     with pytest.raises(SystemExit) as ended:
         cli.run(lambda: compare(tmp_path / "out", good, file))
     error = capsys.readouterr().err
-    assert ended.value.code == 2 and len(error.splitlines()) == 1 and line in error and "bad.png" in error
+    assert (
+        ended.value.code == 2
+        and len(error.splitlines()) == 1
+        and line in error
+        and "bad.png" in error
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -152,12 +224,25 @@ def test_a_file_that_breaks_off_is_named_at_the_end_and_the_others_are_written(t
         compare(tmp_path / "out", tmp_path)
     assert len(str(error.value).splitlines()) == 1
     with open(tmp_path / "out" / "places.csv", newline="") as lines:
-        assert [row["file"][-5:] for row in csv.DictReader(lines) if row["rank"] == "1"] == ["a.png", "c.png", "files"]
+        assert [row["file"][-5:] for row in csv.DictReader(lines) if row["rank"] == "1"] == [
+            "a.png",
+            "c.png",
+            "files",
+        ]
 
 
 def test_command_line(data, finished, tmp_path, capsys):
     raster = next((data.parent / "raw" / "Bb (BBB)").rglob("*.png"))
-    test_classification.main(["--checkpoint", str(finished / "best.pth"), "--images", str(raster), "--out", str(tmp_path / "out")])     # no patch set is needed
+    test_classification.main(
+        [
+            "--checkpoint",
+            str(finished / "best.pth"),
+            "--images",
+            str(raster),
+            "--out",
+            str(tmp_path / "out"),
+        ]
+    )  # no patch set is needed
     assert (tmp_path / "out" / "places.csv").is_file() and (tmp_path / "out" / "2020.jpg").is_file()
     assert "BBB" in capsys.readouterr().out
 
@@ -167,8 +252,17 @@ def test_a_checkpoint_without_class_names_takes_them_from_the_data(data, finishe
     torch.save(content["model"], tmp_path / "bare.pth")
     raster = tmp_path / "large.png"
     picture(500, 490).save(raster)
-    flags = ["--checkpoint", str(tmp_path / "bare.pth"), "--images", str(raster), "--out", str(tmp_path / "out")]
-    with pytest.raises(cli.InputError, match="has no class names; give the data set it was trained on as --data"):
+    flags = [
+        "--checkpoint",
+        str(tmp_path / "bare.pth"),
+        "--images",
+        str(raster),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    with pytest.raises(
+        cli.InputError, match="has no class names; give the data set it was trained on as --data"
+    ):
         test_classification.main([*flags, "--data", str(tmp_path / "none")])
     assert not (tmp_path / "out").exists()
 
@@ -180,6 +274,21 @@ def test_class_names_from_a_folder_of_patches(data, finished, tmp_path, capsys):
         (tmp_path / "jpegs" / "test_b" / city).mkdir(parents=True)
         picture(48, 48).save(tmp_path / "jpegs" / "test_b" / city / "a.jpg")
     picture(500, 490).save(tmp_path / "large.png")
-    test_classification.main(["--checkpoint", str(tmp_path / "bare.pth"), "--images", str(tmp_path / "large.png"), "--data", str(tmp_path / "jpegs"), "--out", str(tmp_path / "out")])
+    test_classification.main(
+        [
+            "--checkpoint",
+            str(tmp_path / "bare.pth"),
+            "--images",
+            str(tmp_path / "large.png"),
+            "--data",
+            str(tmp_path / "jpegs"),
+            "--out",
+            str(tmp_path / "out"),
+        ]
+    )
     said = capsys.readouterr().out
-    assert "has no class names" in said and "AAA" in said and (tmp_path / "out" / "large.jpg").is_file()
+    assert (
+        "has no class names" in said
+        and "AAA" in said
+        and (tmp_path / "out" / "large.jpg").is_file()
+    )

@@ -1,4 +1,5 @@
 """Which cities resemble each other: by hand, and on cities that were made alike."""
+
 import csv
 import json
 import math
@@ -8,17 +9,19 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
-from dl_slicer.results import resemblance as similarity
 import test_classification
-from conftest import ROOT
+from dl_slicer.results import resemblance as similarity
 
 CODES = list("ABCDEF")
 
 
 def test_by_confusion():
-    view = similarity.by_confusion(np.array([[8, 2, 0, 0], [10, 90, 0, 0], [0, 1, 3, 0], [0, 0, 0, 0]]))
+    view = similarity.by_confusion(
+        np.array([[8, 2, 0, 0], [10, 90, 0, 0], [0, 1, 3, 0], [0, 0, 0, 0]])
+    )
     assert view[0, 1] == view[1, 0] == pytest.approx((2 / 10 + 10 / 100) / 2)
     assert view[1, 2] == pytest.approx((0 + 1 / 4) / 2) and view[0, 2] == 0
     assert np.isnan(np.diag(view)).all() and np.isnan(view[3]).all()
@@ -47,10 +50,29 @@ def square(pairs, cities=6):
 def test_nearest_and_where_the_views_disagree():
     confusion = square({(0, 1): 0.3, (0, 2): 0.1, (0, 3): 0.1, (2, 3): 0.2})
     features = square({(0, 1): 0.9, (2, 4): 0.8, (3, 5): 0.7, (2, 3): 0.1})
-    rows = similarity.nearest(confusion, features, square({(0, 3): 0.02, (0, 2): 0.01}), [f"City {c}" for c in CODES], CODES)
-    assert [rows[0][f"confusion_{i}"] for i in (1, 2, 3)] == ["City B", "City D", "City C"]     # equal: by the mean probability
-    assert [rows[1][f"confusion_{i}"] for i in (1, 2, 3)] == ["City A", "", ""] and rows[0]["features_1"] == "City B"
-    assert [row["views"] for row in rows] == ["agree", "agree", "disagree", "disagree", "no confusions", "no confusions"]
+    rows = similarity.nearest(
+        confusion,
+        features,
+        square({(0, 3): 0.02, (0, 2): 0.01}),
+        [f"City {c}" for c in CODES],
+        CODES,
+    )
+    assert [rows[0][f"confusion_{i}"] for i in (1, 2, 3)] == [
+        "City B",
+        "City D",
+        "City C",
+    ]  # equal: by the mean probability
+    assert [rows[1][f"confusion_{i}"] for i in (1, 2, 3)] == ["City A", "", ""] and rows[0][
+        "features_1"
+    ] == "City B"
+    assert [row["views"] for row in rows] == [
+        "agree",
+        "agree",
+        "disagree",
+        "disagree",
+        "no confusions",
+        "no confusions",
+    ]
     assert rows[4]["rank_correlation"] is None and -1 <= rows[0]["rank_correlation"] <= 1
     empty = similarity.nearest(*[np.full((2, 2), np.nan)] * 3, ["A", "B"], ["A", "B"])
     assert empty[0]["views"] == "no patches" and empty[0]["features_1"] == ""
@@ -66,19 +88,33 @@ def test_rank_correlation_of_the_views():
 
 # ------------------------------------------------------------------------------------------- all tables and pictures, made-up predictions
 
+
 def made_up(cities, patches, rasters=3, spread=0.6, dimensions=64, seed=0):
     """Names, rasters, true, probabilities and features of a network that sees cities as points: those near each other are confused."""
     rng = np.random.default_rng(seed)
     centre = 2 * rng.normal(size=(cities, 4))
-    centre[1::2] = centre[:cities // 2 * 2:2] + 0.5 * rng.normal(size=(cities // 2, 4))     # every two are alike
+    centre[1::2] = centre[: cities // 2 * 2 : 2] + 0.5 * rng.normal(
+        size=(cities // 2, 4)
+    )  # every two are alike
     true = np.repeat(np.arange(cities), patches)
     raster = np.arange(len(true)) % rasters
-    seen = centre[true] + spread * rng.normal(size=(len(true), 4)) + spread * rng.normal(size=(cities, rasters, 4))[true, raster]
+    seen = (
+        centre[true]
+        + spread * rng.normal(size=(len(true), 4))
+        + spread * rng.normal(size=(cities, rasters, 4))[true, raster]
+    )
     logits = -2 * ((seen[:, None] - centre) ** 2).sum(2)
     probabilities = np.exp(logits - logits.max(1, keepdims=True))
-    features = np.maximum(2 + seen.astype(np.float32) @ rng.normal(size=(4, dimensions)).astype(np.float32), 0)
-    return ([f"{i}" for i in range(len(true))], [f"{t}/{r}.jpg" for t, r in zip(true, raster)], true,
-            (probabilities / probabilities.sum(1, keepdims=True)).astype(np.float32), features)
+    features = np.maximum(
+        2 + seen.astype(np.float32) @ rng.normal(size=(4, dimensions)).astype(np.float32), 0
+    )
+    return (
+        [f"{i}" for i in range(len(true))],
+        [f"{t}/{r}.jpg" for t, r in zip(true, raster)],
+        true,
+        (probabilities / probabilities.sum(1, keepdims=True)).astype(np.float32),
+        features,
+    )
 
 
 def rows(file):
@@ -87,46 +123,90 @@ def rows(file):
 
 def test_cities_made_alike_are_neighbours(tmp_path):
     classes = [f"City {i} (C{i})" for i in range(8)]
-    figures, cities, near = test_classification.write_results(tmp_path, classes, *made_up(8, 300, spread=0.3), {"more": 1})
+    figures, cities, near = test_classification.write_results(
+        tmp_path, classes, *made_up(8, 300, spread=0.3), {"more": 1}
+    )
     for i, row in enumerate(rows(tmp_path / "nearest.csv")):
         assert row["confusion_1"] == row["features_1"] == classes[i ^ 1] and row["views"] == "agree"
-    assert {frozenset((pair["a"], pair["b"])) for pair in figures["confused_pairs"][:4]} == {frozenset(classes[i:i + 2]) for i in (0, 2, 4, 6)}
+    assert {frozenset((pair["a"], pair["b"])) for pair in figures["confused_pairs"][:4]} == {
+        frozenset(classes[i : i + 2]) for i in (0, 2, 4, 6)
+    }
     assert figures["views_rank_correlation"] > 0.5 and figures["more"] == 1
     pairs = rows(tmp_path / "similarity.csv")
-    assert len(pairs) == 28 and {frozenset((row["a"], row["b"])) for row in pairs if float(row["features"]) > 0.6} >= {frozenset(classes[:2])}
+    assert len(pairs) == 28 and {
+        frozenset((row["a"], row["b"])) for row in pairs if float(row["features"]) > 0.6
+    } >= {frozenset(classes[:2])}
     low, high = json.loads((tmp_path / "metrics.json").read_text())["accuracy_ci95"]
     assert low < figures["accuracy"] < high
     table = rows(tmp_path / "per_city.csv")
     assert sum(float(row["accuracy"]) for row in table) / 8 == pytest.approx(figures["accuracy"])
-    assert all(float(row["ci95_low"]) < float(row["accuracy"]) < float(row["ci95_high"]) and row["rasters"] == "3" for row in table)
+    assert all(
+        float(row["ci95_low"]) < float(row["accuracy"]) < float(row["ci95_high"])
+        and row["rasters"] == "3"
+        for row in table
+    )
     predictions = rows(tmp_path / "predictions.csv")
-    assert np.mean([row["true"] == row["predicted"] for row in predictions]) == pytest.approx(figures["accuracy"])
-    assert all(row["probability"] == row["true_probability"] for row in predictions if row["true"] == row["predicted"])
+    assert np.mean([row["true"] == row["predicted"] for row in predictions]) == pytest.approx(
+        figures["accuracy"]
+    )
+    assert all(
+        row["probability"] == row["true_probability"]
+        for row in predictions
+        if row["true"] == row["predicted"]
+    )
 
 
 PICTURES = ("similarity", "reliability", "confusion_matrix", "confusion_matrix_percent")
 
 
-@pytest.mark.parametrize("classes, empty, perfect, rasters", [
-    (["Aa (A)", "Bb (B)"], [], False, 3), (["Aa (A)", "Bb (B)"], [], True, 1), (["Aa (A)", "Bb (B)"], [1], False, 2),
-    (["A, \"b\" ($x_)", "Ünïted (東京)", "C\nd", "$ {} % $"], [2], False, 1), ([f"{i}" for i in range(5)], [0, 4], True, 2)])
+@pytest.mark.parametrize(
+    "classes, empty, perfect, rasters",
+    [
+        (["Aa (A)", "Bb (B)"], [], False, 3),
+        (["Aa (A)", "Bb (B)"], [], True, 1),
+        (["Aa (A)", "Bb (B)"], [1], False, 2),
+        (['A, "b" ($x_)', "Ünïted (東京)", "C\nd", "$ {} % $"], [2], False, 1),
+        ([f"{i}" for i in range(5)], [0, 4], True, 2),
+    ],
+)
 def test_odd_cities(tmp_path, classes, empty, perfect, rasters):
     names, raster, true, probabilities, features = made_up(len(classes), 30, rasters)
     if perfect:
         probabilities = np.eye(len(classes), dtype=np.float32)[true]
     keep = ~np.isin(true, empty)
-    names, raster = ([value for value, kept in zip(values, keep) if kept] for values in (names, raster))
-    results = test_classification.write_results(tmp_path, classes, names, raster, true[keep], probabilities[keep], features[keep], {})
+    names, raster = (
+        [value for value, kept in zip(values, keep) if kept] for values in (names, raster)
+    )
+    results = test_classification.write_results(
+        tmp_path, classes, names, raster, true[keep], probabilities[keep], features[keep], {}
+    )
     test_classification.show(*results)
     figures, cities, near = results
     for name in PICTURES:
-        assert min(Image.open(tmp_path / f"{name}.png").size) > 300 and (tmp_path / f"{name}.pdf").read_bytes()[:4] == b"%PDF"
-    assert [row["city"] for row in rows(tmp_path / "nearest.csv")] == [row["city"] for row in rows(tmp_path / "per_city.csv")] == classes
+        assert (
+            min(Image.open(tmp_path / f"{name}.png").size) > 300
+            and (tmp_path / f"{name}.pdf").read_bytes()[:4] == b"%PDF"
+        )
+    assert (
+        [row["city"] for row in rows(tmp_path / "nearest.csv")]
+        == [row["city"] for row in rows(tmp_path / "per_city.csv")]
+        == classes
+    )
     for i in empty:
-        assert cities[i]["n"] == 0 and cities[i]["accuracy"] is None and near[i]["views"] in ("no patches", "no features")
+        assert (
+            cities[i]["n"] == 0
+            and cities[i]["accuracy"] is None
+            and near[i]["views"] in ("no patches", "no features")
+        )
     if perfect:
-        assert figures["accuracy"] == figures["raster_accuracy"] == 1 and figures["ece"] == 0 and figures["confused_pairs"] == []
-        assert {near[i]["views"] for i in range(len(classes)) if i not in empty} == {"no confusions"}
+        assert (
+            figures["accuracy"] == figures["raster_accuracy"] == 1
+            and figures["ece"] == 0
+            and figures["confused_pairs"] == []
+        )
+        assert {near[i]["views"] for i in range(len(classes)) if i not in empty} == {
+            "no confusions"
+        }
     ends = figures["accuracy_ci95"]
     assert ends is None if figures["n_rasters"] == 1 else 0 <= ends[0] < ends[1] <= 1
     assert all(math.isfinite(value) for value in figures.values() if isinstance(value, float))
@@ -135,13 +215,19 @@ def test_odd_cities(tmp_path, classes, empty, perfect, rasters):
 def test_labels_of_forty_five_cities_do_not_overlap(tmp_path, monkeypatch):
     """Measured in the drawn figures: no two labels of an axis touch, and none is smaller than 7 points."""
     import matplotlib.pyplot as plt
+
     drawn = []
     monkeypatch.setattr(plt, "close", drawn.append)
     _, _, true, probabilities, features = made_up(45, 20)
     confusion = np.zeros((45, 45), int)
     np.add.at(confusion, (true, probabilities.argmax(1)), 1)
-    codes = [f"{chr(65 + i % 26)}W{i // 26}"for i in range(45)]
-    similarity.draw(tmp_path / "similarity", similarity.by_confusion(confusion), similarity.by_features(features, true, 45), codes)
+    codes = [f"{chr(65 + i % 26)}W{i // 26}" for i in range(45)]
+    similarity.draw(
+        tmp_path / "similarity",
+        similarity.by_confusion(confusion),
+        similarity.by_features(features, true, 45),
+        codes,
+    )
     test_classification.draw_confusion(tmp_path / "confusion", confusion, codes, percent=True)
     monkeypatch.undo()
     checked = 0
@@ -149,10 +235,24 @@ def test_labels_of_forty_five_cities_do_not_overlap(tmp_path, monkeypatch):
         renderer = figure.canvas.get_renderer()
         for axis in figure.axes:
             for labels in (axis.get_xticklabels(), axis.get_yticklabels()):
-                boxes = [label.get_window_extent(renderer) for label in labels if label.get_text() in codes]
-                assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
-                assert all(label.get_fontsize() >= 7 for label in labels if label.get_text() in codes)
-                assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1 for box in boxes)
+                boxes = [
+                    label.get_window_extent(renderer)
+                    for label in labels
+                    if label.get_text() in codes
+                ]
+                assert not any(
+                    one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i]
+                )
+                assert all(
+                    label.get_fontsize() >= 7 for label in labels if label.get_text() in codes
+                )
+                assert all(
+                    figure.bbox.x0 <= box.x0
+                    and box.x1 <= figure.bbox.x1
+                    and figure.bbox.y0 <= box.y0
+                    and box.y1 <= figure.bbox.y1
+                    for box in boxes
+                )
                 checked += len(boxes)
         plt.close(figure)
     assert checked == 45 * 6
@@ -169,7 +269,16 @@ started = time.process_time()      # of this process: the machine may be busy
 test_classification.write_results(test_classification.Path({str(tmp_path)!r}), [f"City {{i}} (C{{i:02}})" for i in range(45)], *results, {{}})
 print(time.process_time() - started, memory("VmHWM"))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     seconds, megabytes = map(float, done.stdout.split())
     assert seconds < 60 and megabytes < 1900
-    assert len(rows(tmp_path / "similarity.csv")) == 990 and len(rows(tmp_path / "predictions.csv")) == 22500
+    assert (
+        len(rows(tmp_path / "similarity.csv")) == 990
+        and len(rows(tmp_path / "predictions.csv")) == 22500
+    )

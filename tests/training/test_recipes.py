@@ -1,25 +1,28 @@
 """The recipes: what they set, augmentation against torchvision's, the averaged weights, and runs that go on to the same bits."""
+
 import csv
 import math
 
 import numpy as np
 import pytest
 import torch
+from conftest import flags
+from test_train_classification import assert_same, load, signals  # noqa: F401: a fixture
 from torchvision.transforms import functional
 
-from dl_slicer.patch_sets import transforms as augmentation
-from dl_slicer.model import checkpoints as classifier
 import train_classification
 from benchmarks import recipes
 from dl_slicer.cli import InputError
-from conftest import flags
-from test_train_classification import assert_same, load, signals  # noqa: F401: a fixture
+from dl_slicer.model import checkpoints as classifier
+from dl_slicer.patch_sets import transforms as augmentation
 
 MEAN, STD = classifier.MEAN, classifier.STD
 
 
 def images(count=4, size=24, seed=0):
-    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed)).contiguous(memory_format=torch.channels_last)
+    return torch.rand(
+        count, 3, size, size, generator=torch.Generator().manual_seed(seed)
+    ).contiguous(memory_format=torch.channels_last)
 
 
 def normalised(pixels):
@@ -28,7 +31,10 @@ def normalised(pixels):
 
 def middle(count=1, **changes):
     """Numbers that change nothing, but for those that are given."""
-    drawn = {key: torch.full(values.shape, 0.5) for key, values in augmentation.draw(count, 0, 0, 0).items()}
+    drawn = {
+        key: torch.full(values.shape, 0.5)
+        for key, values in augmentation.draw(count, 0, 0, 0).items()
+    }
     drawn["haze"][:] = 0
     for key, value in changes.items():
         drawn[key][:] = value
@@ -37,9 +43,13 @@ def middle(count=1, **changes):
 
 # ------------------------------------------------------------------------------------------------------------------ augmentation
 
+
 def test_draws_are_a_pure_function():
     one, again, other = (augmentation.draw(8, 1, 2, step) for step in (3, 3, 4))
-    assert all(np.array_equal(one[key], again[key]) and not np.array_equal(one[key], other[key]) for key in one)
+    assert all(
+        np.array_equal(one[key], again[key]) and not np.array_equal(one[key], other[key])
+        for key in one
+    )
 
 
 def test_nothing_drawn_changes_nothing():
@@ -50,26 +60,47 @@ def test_nothing_drawn_changes_nothing():
 
 
 def test_turns_mirror_half_of_the_images_at_the_diagonal():
-    before, drawn = images(64), {key: torch.from_numpy(values) for key, values in augmentation.draw(64, 0, 0, 0).items()}
+    before, drawn = (
+        images(64),
+        {key: torch.from_numpy(values) for key, values in augmentation.draw(64, 0, 0, 0).items()},
+    )
     after = augmentation.augment(before, drawn, MEAN, STD, turns=True)
     turned = [torch.equal(a, b.transpose(1, 2)) for a, b in zip(after, before)]
-    assert all(turn or torch.equal(a, b) for turn, a, b in zip(turned, after, before)) and 20 < sum(turned) < 44
+    assert (
+        all(turn or torch.equal(a, b) for turn, a, b in zip(turned, after, before))
+        and 20 < sum(turned) < 44
+    )
 
 
 def test_the_eight_symmetries_are_eight_and_the_right_ones():
     image = images(1, 8)
     ours = {tuple(view.flatten().tolist()) for view in augmentation.symmetries(image)}
-    theirs = {tuple(torch.rot90(view, k, (2, 3)).flatten().tolist()) for view in (image, image.flip(2)) for k in range(4)}
+    theirs = {
+        tuple(torch.rot90(view, k, (2, 3)).flatten().tolist())
+        for view in (image, image.flip(2))
+        for k in range(4)
+    }
     assert len(ours) == 8 and ours == theirs
 
 
 @pytest.mark.parametrize("uniform", (0.0, 0.8))
-@pytest.mark.parametrize("what, width, theirs", [("brightness", 0.25, functional.adjust_brightness), ("saturation", 0.35, None)])
+@pytest.mark.parametrize(
+    "what, width, theirs",
+    [("brightness", 0.25, functional.adjust_brightness), ("saturation", 0.35, None)],
+)
 def test_light_is_what_torchvision_does(what, width, theirs, uniform):
-    pixels = images(2) * 0.4 + 0.3       # torchvision clips at 0 and 1, where a photograph does and a normalised tensor need not
-    after = augmentation.augment(normalised(pixels), middle(2, **{what: uniform}), MEAN, STD, light=1.0)
+    pixels = (
+        images(2) * 0.4 + 0.3
+    )  # torchvision clips at 0 and 1, where a photograph does and a normalised tensor need not
+    after = augmentation.augment(
+        normalised(pixels), middle(2, **{what: uniform}), MEAN, STD, light=1.0
+    )
     factor = math.exp((2 * uniform - 1) * width)
-    expected = theirs(pixels, factor) if theirs else factor * pixels + (1 - factor) * pixels.mean(1, keepdim=True)
+    expected = (
+        theirs(pixels, factor)
+        if theirs
+        else factor * pixels + (1 - factor) * pixels.mean(1, keepdim=True)
+    )
     torch.testing.assert_close(after, normalised(expected), rtol=0, atol=1e-5)
 
 
@@ -83,19 +114,37 @@ def test_contrast_keeps_the_usual_mean_and_haze_goes_to_light_grey():
 
 # ------------------------------------------------------------------------------------------------------------------ what a recipe is
 
+
 def test_published_is_the_default_and_a_flag_of_its_own_wins():
     published = train_classification.arguments([])
-    assert (published.optimizer, published.lr, published.weight_decay, published.flips) == ("adam", 1e-3, 0, True)
+    assert (published.optimizer, published.lr, published.weight_decay, published.flips) == (
+        "adam",
+        1e-3,
+        0,
+        True,
+    )
     assert not any((published.average, published.turns, published.light, published.label_smoothing))
     assert published.schedule == "constant"
-    mixed = train_classification.arguments(["--recipe", "robust", "--lr", "5e-4", "--no-turns", "--average", "0"])
-    assert (mixed.optimizer, mixed.lr, mixed.turns, mixed.average, mixed.schedule) == ("adamw", 5e-4, False, 0, "cosine")
+    mixed = train_classification.arguments(
+        ["--recipe", "robust", "--lr", "5e-4", "--no-turns", "--average", "0"]
+    )
+    assert (mixed.optimizer, mixed.lr, mixed.turns, mixed.average, mixed.schedule) == (
+        "adamw",
+        5e-4,
+        False,
+        0,
+        "cosine",
+    )
 
 
 def test_learning_rate_warms_up_and_decays_to_nothing():
     args = train_classification.arguments(["--recipe", "robust", "--epochs", "20", "--lr", "1"])
     rates = [train_classification.learning_rate(args, epochs) for epochs in np.linspace(0, 20, 201)]
-    assert rates[0] == 0 and rates[200] == pytest.approx(0, abs=1e-12) and rates[10] == pytest.approx(0.5)
+    assert (
+        rates[0] == 0
+        and rates[200] == pytest.approx(0, abs=1e-12)
+        and rates[10] == pytest.approx(0.5)
+    )
     assert max(rates) == rates[20] == pytest.approx(1) and rates[110] == pytest.approx(0.5)
     assert train_classification.learning_rate(train_classification.arguments([]), 50) == 1e-3
 
@@ -118,6 +167,7 @@ def test_the_average_is_the_moving_one_of_weights_and_statistics():
 
 # ------------------------------------------------------------------------------------------------------------------ whole runs
 
+
 @pytest.fixture(scope="module")
 def robust(data, tmp_path_factory):
     run = tmp_path_factory.mktemp("robust") / "whole"
@@ -132,7 +182,9 @@ def test_stopped_robust_run_goes_on_to_the_same_bits(data, robust, tmp_path, mon
         def came():
             updates.append(None)
             return len(updates) == 20
+
         return came
+
     monkeypatch.setattr(train_classification, "catch_signals", stop_in_the_second_epoch)
     with pytest.raises(SystemExit) as stop:
         train_classification.main(flags(data, tmp_path / "run", "--recipe", "robust"))
@@ -154,11 +206,14 @@ def test_what_is_saved_is_the_average(data, robust):
 
 def test_a_schedule_cannot_be_made_longer_afterwards(data, robust):
     with pytest.raises(InputError, match="epochs was 2, is 3"):
-        train_classification.main([*flags(data, robust, "--recipe", "robust", "--resume"), "--epochs", "3"])
+        train_classification.main(
+            [*flags(data, robust, "--recipe", "robust", "--resume"), "--epochs", "3"]
+        )
 
 
 def test_a_run_of_before_there_were_recipes_goes_on(data, finished, tmp_path, monkeypatch):
     import shutil
+
     shutil.copytree(finished, tmp_path / "run")
     last = load(tmp_path / "run" / "last.pth")
     del last["weights"]
@@ -169,7 +224,10 @@ def test_a_run_of_before_there_were_recipes_goes_on(data, finished, tmp_path, mo
     assert len(open(tmp_path / "run" / "log.csv").readlines()) == 4
 
 
-@pytest.mark.parametrize("flag", ["--average -1", "--label-smoothing 1", "--light 3", "--schedule linear", "--recipe best"])
+@pytest.mark.parametrize(
+    "flag",
+    ["--average -1", "--label-smoothing 1", "--light 3", "--schedule linear", "--recipe best"],
+)
 def test_bad_values_are_one_line(flag):
     with pytest.raises(InputError, match=flag.split()[0]) as error:
         train_classification.arguments(flag.split())
@@ -178,8 +236,13 @@ def test_bad_values_are_one_line(flag):
 
 # ------------------------------------------------------------------------------------------------------------------ the benchmark
 
+
 def test_benchmark_trains_measures_and_keeps_what_is_done(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(recipes, "ROWS", {"published": ["--amp", "off"], "robust": ["--recipe", "robust", "--amp", "off"]})
+    monkeypatch.setattr(
+        recipes,
+        "ROWS",
+        {"published": ["--amp", "off"], "robust": ["--recipe", "robust", "--amp", "off"]},
+    )
     calls = []
     script = recipes.script
 
@@ -188,15 +251,34 @@ def test_benchmark_trains_measures_and_keeps_what_is_done(data, tmp_path, monkey
         if name == "preprocessing.py":
             arguments = [*arguments, "--patch-size", "48", "--workers", "1"]
         return script(name, *arguments)
+
     monkeypatch.setattr(recipes, "script", noted)
-    line = ["--raw", str(data.parent / "raw"), "--stride", "24", "--image-size", "32", "--out", str(tmp_path / "out"), "--epochs", "5",
-            "--seeds", "1", "--rows", "published", "robust", "--test"]
+    line = [
+        "--raw",
+        str(data.parent / "raw"),
+        "--stride",
+        "24",
+        "--image-size",
+        "32",
+        "--out",
+        str(tmp_path / "out"),
+        "--epochs",
+        "5",
+        "--seeds",
+        "1",
+        "--rows",
+        "published",
+        "robust",
+        "--test",
+    ]
     recipes.main(line)
     first = capsys.readouterr().out
     recipes.main(line)
     assert calls.count("train_classification.py") == 2
     rows = list(csv.DictReader(open(tmp_path / "out" / "runs.csv")))
-    assert [row["row"] for row in rows] == ["published", "robust"] and all(0 <= float(row["test"]) <= 1 for row in rows)
+    assert [row["row"] for row in rows] == ["published", "robust"] and all(
+        0 <= float(row["test"]) <= 1 for row in rows
+    )
     assert first.splitlines()[-3:] == capsys.readouterr().out.splitlines()[-3:]
     with pytest.raises(InputError, match="other settings"):
         recipes.main([*line, "--batch-size", "16"])
