@@ -14,38 +14,22 @@ Writes, by default into checkpoints/<run>/<split>/:
 Diagrams as PDF, too. With --images instead: which cities are these pictures, rasters or folders like? See places.py; into checkpoints/<run>/places/.
 """
 
-import json
 import time
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
-from sklearn import metrics
 from torch.nn.functional import cross_entropy
 
-from dl_slicer import distributed
-from dl_slicer.cli import (
-    InputError,
-    Parser,
-    atomic,
-    clear_leftovers,
-    keep_memory,
-    number,
-    run,
-    shown,
-    write_rows,
-)
+from dl_slicer import distributed, versions
+from dl_slicer.cli import InputError, Parser, number, printable, run
 from dl_slicer.distributed import RANK
-from dl_slicer.model import checkpoints as classifier
-from dl_slicer.patch_sets import reading as patches
+from dl_slicer.files import clear_leftovers
+from dl_slicer.machine import keep_memory
+from dl_slicer.model import checkpoints, devices, evaluation
+from dl_slicer.patch_sets import on_disk, reading
 from dl_slicer.report import page as report
-from dl_slicer.results import accuracy as measures
-from dl_slicer.results import places, portraits
-from dl_slicer.results import resemblance as similarity
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from dl_slicer.results import places, portraits, tables
 
 
 def arguments(argv=None):
@@ -54,7 +38,7 @@ def arguments(argv=None):
     parser.add_argument(
         "--data", default="data/patches", help="patch set, or a folder in the published layout"
     )
-    parser.add_argument("--split", default="test_b", choices=patches.SPLITS)
+    parser.add_argument("--split", default="test_b", choices=on_disk.SPLITS)
     parser.add_argument(
         "--tta",
         action="store_true",
@@ -90,15 +74,15 @@ def arguments(argv=None):
 
 def main(argv=None):
     args = arguments(argv)
-    device = classifier.pick_device(distributed.join(args.device))
-    dtype = classifier.pick_dtype(args.amp, device)
+    device = devices.pick_device(distributed.join(args.device))
+    dtype = devices.pick_dtype(args.amp, device)
     keep_memory()
-    model, checkpoint = classifier.load_checkpoint(args.checkpoint)
+    model, checkpoint = checkpoints.load_checkpoint(args.checkpoint)
     if args.images:
         compare_places(args, model, checkpoint, device, dtype)
         return
-    patch_set = patches.open_split(args.data, args.split, checkpoint["image_size"])
-    classes = classifier.class_names(checkpoint, patch_set, args.data, args.checkpoint)
+    patch_set = reading.open_split(args.data, args.split, checkpoint["image_size"])
+    classes = checkpoints.class_names(checkpoint, patch_set, args.data, args.checkpoint)
     out = (
         Path(args.out)
         if args.out
@@ -110,7 +94,7 @@ def main(argv=None):
     started = time.time()
     model = model.to(device, memory_format=torch.channels_last)
     workers = args.workers if args.workers is not None else patch_set.default_workers
-    logits, features = classifier.evaluate(
+    logits, features = evaluation.evaluate(
         model,
         patch_set,
         device,
@@ -127,7 +111,7 @@ def main(argv=None):
         return
     if not logits.isfinite().all():
         raise InputError(
-            f"{shown(args.checkpoint)}: computes values that are not finite in {str(dtype).removeprefix('torch.')}"
+            f"{printable(args.checkpoint)}: computes values that are not finite in {str(dtype).removeprefix('torch.')}"
             f"{'; try --amp off' if dtype == torch.bfloat16 else ''}"
         )
     true, rasters = (
@@ -144,13 +128,13 @@ def main(argv=None):
         "data": str(args.data),
         "split": args.split,
         "tta": args.tta,
-        "versions": classifier.versions(),
+        "versions": versions.installed(),
     }
     names = [patch_set.name(i) for i in range(len(patch_set))]
-    figures, cities, near = write_results(
+    figures, cities, near = tables.write_results(
         out, classes, names, rasters, true, logits.softmax(1).numpy(), features.numpy(), figures
     )
-    show(figures, cities, near)
+    tables.print_results(figures, cities, near)
     sheets = portraits.write(out, model, checkpoint, patch_set, logits, near, device)
     page = report.write(out, Path(args.checkpoint).parent)
     print(
@@ -166,12 +150,12 @@ def compare_places(args, model, checkpoint, device, dtype):
         return
     if checkpoint["classes"] is None:
         try:
-            patch_set = patches.open_split(args.data, args.split, checkpoint["image_size"])
+            patch_set = reading.open_split(args.data, args.split, checkpoint["image_size"])
         except InputError as error:
             raise InputError(
-                f"{shown(args.checkpoint)}: has no class names; give the data set it was trained on as --data, they are taken from there ({error})"
+                f"{printable(args.checkpoint)}: has no class names; give the data set it was trained on as --data, they are taken from there ({error})"
             ) from None
-        checkpoint["classes"] = classifier.class_names(
+        checkpoint["classes"] = checkpoints.class_names(
             checkpoint, patch_set, args.data, args.checkpoint
         )
     out = Path(args.out) if args.out else Path(args.checkpoint).parent / "places"
@@ -184,171 +168,6 @@ def compare_places(args, model, checkpoint, device, dtype):
         dtype,
         out,
     )
-
-
-def write_results(out, classes, names, rasters, true, probabilities, features, more):
-    """All tables and pictures of a test. N patches: names and rasters (lists), true (N,) int, probabilities (N, K), features (N, D);
-    more: what else to say in metrics.json. Returns what is in metrics.json, per_city.csv and nearest.csv (dicts)."""
-    predicted, codes = probabilities.argmax(1), [patches.code(city) for city in classes]
-    everything = range(len(classes))
-    matrix = metrics.confusion_matrix(true, predicted, labels=everything)
-    write_rows(
-        out / "predictions.csv",
-        ("patch", "true", "predicted", "probability", "true_probability", "raster"),
-        (
-            (
-                names[i],
-                classes[t],
-                classes[p],
-                f"{probabilities[i, p]:.6f}",
-                f"{probabilities[i, t]:.6f}",
-                rasters[i],
-            )
-            for i, (t, p) in enumerate(zip(true, predicted))
-        ),
-    )
-    write_rows(
-        out / "confusion_matrix.csv",
-        ("true \\ predicted", *classes),
-        ((city, *row) for city, row in zip(classes, matrix.tolist())),
-    )
-    draw_confusion(out / "confusion_matrix", matrix, codes, percent=False)
-    draw_confusion(out / "confusion_matrix_percent", matrix, codes, percent=True)
-
-    cities = measures.per_city(true, probabilities, rasters, classes)
-    write_rows(out / "per_city.csv", cities[0], (row.values() for row in cities))
-    draw_reliability(out / "reliability", true, probabilities)
-
-    expected = np.array([probabilities[true == city].sum(0) for city in everything])
-    confused, alike = (
-        similarity.by_confusion(matrix),
-        similarity.by_features(features, true, len(classes)),
-    )
-    near = similarity.nearest(confused, alike, similarity.by_confusion(expected), classes, codes)
-    pairs = similarity.pairs(confused, alike, classes)
-    write_rows(out / "similarity.csv", pairs[0], (row.values() for row in pairs))
-    write_rows(out / "nearest.csv", near[0], (row.values() for row in near))
-    similarity.draw(out / "similarity", confused, alike, codes)
-
-    figures = {
-        **measures.figures(true, probabilities),
-        "accuracy_ci95": measures.intervals(true, predicted == true, rasters, len(classes))[0],
-        "interval": measures.basis(true, rasters),
-        "n_rasters": sum(row["rasters"] for row in cities),
-        "raster_accuracy": measures.raster_accuracy(true, probabilities, rasters),
-        "n": len(true),
-        "confused_pairs": measures.confused_pairs(matrix, classes),
-        "views_rank_correlation": similarity.views_correlation(confused, alike),
-        **more,
-    }
-    with atomic(out / "metrics.json", "w", encoding="utf-8", errors="backslashreplace") as file:
-        json.dump(figures, file, indent=1, ensure_ascii=False, allow_nan=False)
-    return figures, cities, near
-
-
-def show(figures, cities, near):
-    def percent(value):
-        return "" if value is None else f"{100 * value:.1f}"
-
-    print(
-        f"\n{'city':<28}{'patches':>8}{'rasters':>8}{'accuracy %':>12}{'95 %':>14}{'F1 %':>7}   {'taken for':<11}nearest by features"
-    )
-    for row, other in zip(cities, near):
-        ends = (
-            f"{percent(row['ci95_low'])} - {percent(row['ci95_high'])}"
-            if row["ci95_low"] is not None
-            else ""
-        )
-        codes = [patches.code(other[f"features_{i}"]) for i in (1, 2, 3)]
-        print(
-            f"{shown(row['city']):<28}{row['n']:>8}{row['rasters']:>8}{percent(row['accuracy']):>12}{ends:>14}{percent(row['f1']):>7}   "
-            f"{shown(patches.code(row['most_confused_with'])):<11}{shown(' '.join(codes))}{'  (views disagree)' if other['views'] == 'disagree' else ''}"
-        )
-    ends = figures["accuracy_ci95"]
-    print(
-        f"\ntop-1 {figures['accuracy']:.4f}"
-        + (f" (95 %: {ends[0]:.4f} to {ends[1]:.4f})" if ends else "")
-        + f"  top-5 {figures['top5_accuracy']:.4f}  "
-        f"balanced {figures['balanced_accuracy']:.4f}  macro F1 {figures['macro_f1']:.4f}  whole rasters {figures['raster_accuracy']:.4f}  "
-        f"calibration error {figures['ece']:.4f}\ninterval: {figures['interval']}"
-    )
-
-
-def draw_reliability(path, true, probabilities):
-    """The reliability diagram as <path>.png and .pdf: in each bin of the highest probability, how often it was right, and how many patches."""
-    bins = 15
-    error, counts, confidence, accuracy = measures.calibration(true, probabilities, bins)
-    figure, (axis, below) = plt.subplots(
-        2, 1, figsize=(5, 6), height_ratios=(3, 1), sharex=True, layout="constrained"
-    )
-    middle = (np.arange(bins) + 0.5) / bins
-    axis.plot(
-        (0, 1), (0, 1), color="#888888", linestyle="--", linewidth=1, label="perfectly calibrated"
-    )
-    axis.bar(middle, accuracy, 0.92 / bins, color="#3b78b5", label="accuracy")
-    axis.plot(
-        confidence,
-        confidence,
-        "_",
-        color="#c2410c",
-        markersize=11,
-        markeredgewidth=2,
-        label="mean confidence",
-    )
-    axis.set(
-        xlim=(0, 1),
-        ylim=(0, 1.02),
-        ylabel="accuracy",
-        title=f"expected calibration error {100 * error:.1f} %, accuracy "
-        f"{100 * (probabilities.argmax(1) == true).mean():.1f} %",
-    )
-    axis.legend(loc="upper left", frameon=False)
-    below.bar(middle, 100 * counts / len(true), 0.92 / bins, color="#888888")
-    below.set(xlabel="confidence (highest probability)", ylabel="% of patches")
-    for each in (axis, below):
-        each.spines[["top", "right"]].set_visible(False)
-    similarity.save_figure(path, figure)
-
-
-def draw_confusion(path, matrix, codes, percent):
-    """The confusion matrix as <path>.png and .pdf: rows are true cities, coloured by their share, written as counts or per cent."""
-    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    side = max(4.5, 0.36 * len(codes) + 1.6)
-    figure, axes = plt.subplots(figsize=(side + 0.8, side), layout="constrained")
-    image = axes.imshow(100 * share, cmap="Blues", vmin=0, vmax=100)
-    size = 10 if len(codes) <= 12 else 7
-    for i, j in np.ndindex(*matrix.shape):
-        if matrix[i, j]:
-            text = f"{100 * share[i, j]:.0f}" if percent else str(matrix[i, j])
-            axes.text(
-                j,
-                i,
-                text,
-                ha="center",
-                va="center",
-                fontsize=size - (len(text) > 3),
-                color="white" if share[i, j] > 0.55 else "#222222",
-            )
-    axes.set_xticks(
-        range(len(codes)),
-        codes,
-        rotation=90,
-        fontsize=size + 1,
-        family="monospace",
-        parse_math=False,
-    )
-    axes.set_yticks(
-        range(len(codes)), codes, fontsize=size + 1, family="monospace", parse_math=False
-    )
-    axes.set(xlabel="predicted", ylabel="true")
-    axes.set_title("patches, % of each true city" if percent else "patches")
-    axes.tick_params(length=0)
-    axes.set_xticks(np.arange(len(codes)) - 0.5, minor=True)
-    axes.set_yticks(np.arange(len(codes)) - 0.5, minor=True)
-    axes.grid(which="minor", color="#dddddd", linewidth=0.4)
-    axes.tick_params(which="minor", length=0)
-    figure.colorbar(image, ax=axes, shrink=0.6, label="% of the true city's patches")
-    similarity.save_figure(path, figure)
 
 
 if __name__ == "__main__":

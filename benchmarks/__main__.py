@@ -29,17 +29,18 @@ import torch
 import torchvision
 from PIL import Image
 from torch.nn.functional import cross_entropy
-from torchvision import transforms
 
 import train_classification
 from benchmarks import pillow, relevance_cam, script
-from dl_slicer.cli import Parser, keep_memory, run
-from dl_slicer.model import checkpoints as classifier
-from dl_slicer.patch_sets import batching as loader
-from dl_slicer.patch_sets import reading as patches
+from dl_slicer import versions
+from dl_slicer.cli import Parser, run
+from dl_slicer.machine import keep_memory
+from dl_slicer.model import devices, evaluation, networks
+from dl_slicer.patch_sets import batching, ordering, reading, transforms
+from dl_slicer.training import epochs, optimisers
 
 CORES = len(os.sched_getaffinity(0))
-MEAN, STD = classifier.MEAN, classifier.STD
+MEAN, STD = networks.MEAN, networks.STD
 
 
 def main(argv=None):
@@ -53,7 +54,7 @@ def main(argv=None):
         "--only", nargs="+", choices=tuple(PARTS), default=list(PARTS), help="leave the others out"
     )
     args = parser.parse_args(argv)
-    device = classifier.pick_device(args.device)
+    device = devices.pick_device(args.device)
     torch.set_num_threads(CORES)
     keep_memory()  # plain gains by it, too, but for preprocessing
     # A network on a GPU is fed more at a time, as one does there.
@@ -98,9 +99,9 @@ def machine(device):
         "threads": torch.get_num_threads(),
         "bf16_instructions": [name for name in ("avx512_bf16", "amx_bf16") if fast.get(name)],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "dtype": str(classifier.pick_dtype("auto", device)).removeprefix("torch."),
+        "dtype": str(devices.pick_dtype("auto", device)).removeprefix("torch."),
         "date": time.strftime("%Y-%m-%d"),
-        **classifier.versions(),
+        **versions.installed(),
     }
 
 
@@ -209,12 +210,12 @@ def preprocessing(work, sizes, device):
 
 def check_patches(work):
     """A patch is the crop of the raster, resized, to one grey level away from its border."""
-    patch_set = patches.open_split(work / "patches", "train")
+    patch_set = reading.open_split(work / "patches", "train")
     for index in range(0, len(patch_set), max(1, len(patch_set) // 8)):
         region, row, col = patch_set.locate(index)
         with Image.open(patch_set.root / patch_set.description["raw"] / region.raster) as image:
             crop = image.crop((col * 240, row * 240, col * 240 + 480, row * 240 + 480))
-        plain = np.asarray(transforms.Resize((224, 224))(crop), int)
+        plain = np.asarray(torchvision.transforms.Resize((224, 224))(crop), int)
         assert abs(plain - patch_set.read([index])[0])[2:-2, 2:-2].max() <= 1, (
             f"{region.region} {row} {col}"
         )
@@ -227,16 +228,19 @@ def image_folder(work, split, batch, device, shuffle=True, samples=None):
     """Plain's way to batches; samples: how many patches, more than there are for several epochs without a break."""
     folder = torchvision.datasets.ImageFolder(
         work / "patches" / split,
-        transforms.Compose(
+        torchvision.transforms.Compose(
             [
-                transforms.Resize((224, 224)),
+                torchvision.transforms.Resize((224, 224)),
                 *(
-                    [transforms.RandomHorizontalFlip(), transforms.RandomVerticalFlip()]
+                    [
+                        torchvision.transforms.RandomHorizontalFlip(),
+                        torchvision.transforms.RandomVerticalFlip(),
+                    ]
                     if shuffle
                     else []
                 ),
-                transforms.ToTensor(),
-                transforms.Normalize(MEAN, STD),
+                torchvision.transforms.ToTensor(),
+                torchvision.transforms.Normalize(MEAN, STD),
             ]
         ),
     )
@@ -253,9 +257,9 @@ def image_folder(work, split, batch, device, shuffle=True, samples=None):
 
 def input_path(work, sizes, device):
     """Patches a second and core: normalised and flipped float batches on the device, and raw uint8 batches."""
-    patch_set = patches.open_split(work / "patches", "train")
+    patch_set = reading.open_split(work / "patches", "train")
     batch = min(64, len(patch_set) // 2)
-    order = loader.epoch_order(patch_set.labels, batch, 0, 0, balanced=False)
+    order = ordering.epoch_order(patch_set.labels, batch, 0, 0, balanced=False)
     check_batches(work, patch_set, device)
 
     def plain(samples=1600):
@@ -271,9 +275,12 @@ def input_path(work, sizes, device):
     def ours():
         started, done = waited(device), 0
         while done < 2000:
-            for step, (images, _) in enumerate(loader.batches(patch_set, order, device)):
-                loader.normalise(
-                    images, MEAN, STD, loader.to_device(loader.flips(batch, 0, 0, step), device)
+            for step, (images, _) in enumerate(batching.batches(patch_set, order, device)):
+                transforms.normalise(
+                    images,
+                    MEAN,
+                    STD,
+                    batching.to_device(ordering.draw_flips(batch, 0, 0, step), device),
                 )
                 done += batch
         return (waited(device) - started) / done
@@ -297,8 +304,8 @@ def input_path(work, sizes, device):
     cold_plain = plain(len(patch_set))
     forget(files["ours"])
     started = waited(device)
-    for _ in loader.batches(
-        patches.open_split(work / "patches", "train"), order, device, where="files"
+    for _ in batching.batches(
+        reading.open_split(work / "patches", "train"), order, device, where="files"
     ):
         pass
     cold_ours = (waited(device) - started) / order.size
@@ -321,9 +328,11 @@ def input_path(work, sizes, device):
 def check_batches(work, patch_set, device):
     """The same patches and the same arithmetic as ToTensor and Normalize; the JPEGs differ by their compression alone."""
     index = np.linspace(0, len(patch_set) - 1, 8).astype(int)
-    images, _ = next(iter(loader.batches(patch_set, [index], device)))
-    ours = loader.normalise(images, MEAN, STD).cpu()
-    exact = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+    images, _ = next(iter(batching.batches(patch_set, [index], device)))
+    ours = transforms.normalise(images, MEAN, STD).cpu()
+    exact = torchvision.transforms.Compose(
+        [torchvision.transforms.ToTensor(), torchvision.transforms.Normalize(MEAN, STD)]
+    )
     assert torch.allclose(
         ours, torch.stack([exact(patch) for patch in patch_set.read(index)]), atol=1e-5
     )
@@ -355,18 +364,18 @@ def network(device, fast):
 def training(work, sizes, device):
     """Seconds a step of ResNet-50, from the patch set to updated weights: train_classification.train_epoch against a plain loop."""
     patch_set, dtype = (
-        patches.open_split(work / "patches", "train"),
-        classifier.pick_dtype("auto", device),
+        reading.open_split(work / "patches", "train"),
+        devices.pick_dtype("auto", device),
     )
     batch = min(sizes.batch, len(patch_set) // 4)
     args = train_classification.arguments(["--weights", "none"])
     fast, slow = network(device, True), network(device, False)
     fused, usual = (
-        train_classification.make_optimizer(args, fast),
+        optimisers.make_optimizer(args, fast),
         torch.optim.Adam(slow.parameters(), lr=1e-3),
     )
     classifier_agrees(patch_set, slow, fast, device, dtype)
-    order = loader.epoch_order(patch_set.labels, batch, 0, 0)[: sizes.steps]
+    order = ordering.epoch_order(patch_set.labels, batch, 0, 0)[: sizes.steps]
     one = torch.randn(batch, 3, 224, 224, device=device).contiguous(
         memory_format=torch.channels_last
     )
@@ -374,7 +383,7 @@ def training(work, sizes, device):
 
     def ours():
         started = waited(device)
-        train_classification.train_epoch(
+        epochs.train_epoch(
             fast,
             fused,
             None,
@@ -412,7 +421,7 @@ def training(work, sizes, device):
         fast.train()
         started = waited(device)
         for _ in range(len(order)):
-            with classifier.autocast(device, dtype):
+            with devices.autocast(device, dtype):
                 loss = cross_entropy(fast(one), labels)
             fused.zero_grad(set_to_none=True)
             loss.backward()
@@ -425,9 +434,12 @@ def training(work, sizes, device):
     started = waited(device)
     repeats = 10
     for _ in range(repeats):
-        for step, (images, _) in enumerate(loader.batches(patch_set, order, device)):
-            loader.normalise(
-                images, MEAN, STD, loader.to_device(loader.flips(batch, 0, 0, step), device)
+        for step, (images, _) in enumerate(batching.batches(patch_set, order, device)):
+            transforms.normalise(
+                images,
+                MEAN,
+                STD,
+                batching.to_device(ordering.draw_flips(batch, 0, 0, step), device),
             )
     feeding = (waited(device) - started) / repeats / len(order)
     return {
@@ -452,26 +464,26 @@ def endless(make):
 
 def classifier_agrees(patch_set, slow, fast, device, dtype):
     """Both networks give the same logits, to what bf16 rounds off."""
-    images = loader.normalise(torch.from_numpy(patch_set.read(range(4))).to(device), MEAN, STD)
+    images = transforms.normalise(torch.from_numpy(patch_set.read(range(4))).to(device), MEAN, STD)
     slow.eval(), fast.eval()
     with torch.no_grad():
         plain = slow(images.contiguous())
-        with classifier.autocast(device, dtype):
+        with devices.autocast(device, dtype):
             ours = fast(images).float()
     assert (plain - ours).abs().max() <= 0.05 * plain.abs().max(), (plain, ours)
 
 
-def evaluation(work, sizes, device):
-    """Seconds for the patches of test_b through ResNet-50: classifier.evaluate against a plain loop."""
+def time_evaluation(work, sizes, device):
+    """Seconds for the patches of test_b through ResNet-50: evaluation.evaluate against a plain loop."""
     patch_set, dtype = (
-        patches.open_split(work / "patches", "test_b"),
-        classifier.pick_dtype("auto", device),
+        reading.open_split(work / "patches", "test_b"),
+        devices.pick_dtype("auto", device),
     )
     fast, slow = network(device, True), network(device, False)
     classifier_agrees(patch_set, slow, fast, device, dtype)
 
     def ours():
-        classifier.evaluate(fast, patch_set, device, dtype)
+        evaluation.evaluate(fast, patch_set, device, dtype)
 
     def plain():
         slow.eval()
@@ -532,12 +544,12 @@ def limits(result):
 def gpu(work, sizes, device):
     """Patches a second of ResNet-50 in training: arrays on the device, arrays in files, and one batch that is there already."""
     patch_set, dtype = (
-        patches.open_split(work / "patches", "train"),
-        classifier.pick_dtype("auto", device),
+        reading.open_split(work / "patches", "train"),
+        devices.pick_dtype("auto", device),
     )
     args = train_classification.arguments(["--weights", "none"])
     model = network(device, True)
-    optimizer = train_classification.make_optimizer(args, model)
+    optimizer = optimisers.make_optimizer(args, model)
     order = np.random.default_rng(0).integers(0, len(patch_set), (sizes.steps, sizes.batch))
     one = torch.randn(sizes.batch, 3, 224, 224, device=device).contiguous(
         memory_format=torch.channels_last
@@ -548,7 +560,7 @@ def gpu(work, sizes, device):
         model.train()
         started = waited(device)
         for images, truth in feed:
-            with classifier.autocast(device, dtype):
+            with devices.autocast(device, dtype):
                 loss = cross_entropy(model(images), truth)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -557,14 +569,14 @@ def gpu(work, sizes, device):
 
     def fed(where):
         for step, (images, truth) in enumerate(
-            loader.batches(patch_set, order, device, where=where)
+            batching.batches(patch_set, order, device, where=where)
         ):
             yield (
-                loader.normalise(
+                transforms.normalise(
                     images,
                     MEAN,
                     STD,
-                    loader.to_device(loader.flips(sizes.batch, 0, 0, step), device),
+                    batching.to_device(ordering.draw_flips(sizes.batch, 0, 0, step), device),
                 ),
                 truth,
             )
@@ -628,7 +640,7 @@ PARTS = {
     "preprocessing": preprocessing,
     "input": input_path,
     "training": training,
-    "evaluation": evaluation,
+    "evaluation": time_evaluation,
     "relevance_cam": saliency,
 }
 

@@ -22,12 +22,12 @@ import torchvision
 from torch.nn.functional import cross_entropy
 from torchvision import transforms
 
-import train_classification
 from benchmarks import script
+from dl_slicer import versions
 from dl_slicer.cli import Parser, number, run
-from dl_slicer.model import checkpoints as classifier
-from dl_slicer.patch_sets import batching as loader
-from dl_slicer.patch_sets import reading as patches
+from dl_slicer.model import architectures, devices, networks
+from dl_slicer.patch_sets import ordering, reading
+from dl_slicer.training import optimisers
 
 
 def main():
@@ -45,7 +45,7 @@ def main():
         default="cosine",
         help="at a constant rate single epochs swing too much to compare",
     )
-    parser.add_argument("--arch", default="resnet18", choices=classifier.ARCHITECTURES)
+    parser.add_argument("--arch", default="resnet18", choices=architectures.ARCHITECTURES)
     parser.add_argument("--json", help="also write the figures here")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -91,8 +91,8 @@ def main():
         **vars(args),
         "rows": rows,
         "threads": torch.get_num_threads(),
-        "versions": classifier.versions(),
-        "dtype": str(classifier.pick_dtype("auto", torch.device("cpu"))),
+        "versions": versions.installed(),
+        "dtype": str(devices.pick_dtype("auto", torch.device("cpu"))),
     }
     for figure in ("test", "val_last3"):
         plain, fast = ([row[figure] for row in rows if row["side"] == side] for side in sides)
@@ -131,9 +131,9 @@ class Plain:
             )
             self.images[split] = torch.stack([image for image, _ in folder])
             self.labels[split] = torch.tensor(folder.targets)
-            self.check(patches.open_split(data, split), split)
+            self.check(reading.open_split(data, split), split)
         self.classes = len(folder.classes)
-        self.normalise = transforms.Normalize(classifier.MEAN, classifier.STD)
+        self.normalise = transforms.Normalize(networks.MEAN, networks.STD)
 
     def check(self, patch_set, split):
         """Both sides have the same patches in the same order, but for the JPEGs' compression."""
@@ -152,12 +152,12 @@ class Plain:
         val = []
         for epoch in range(args.epochs):
             model.train()
-            order = loader.epoch_order(self.labels["train"].numpy(), args.batch_size, seed, epoch)
+            order = ordering.epoch_order(self.labels["train"].numpy(), args.batch_size, seed, epoch)
             for step, batch in enumerate(order):
-                optimizer.param_groups[0]["lr"] = train_classification.learning_rate(
+                optimizer.param_groups[0]["lr"] = optimisers.learning_rate(
                     args, epoch + (step + 0.5) / len(order)
                 )
-                flipped = loader.flips(len(batch), seed, epoch, step)
+                flipped = ordering.draw_flips(len(batch), seed, epoch, step)
                 images = torch.stack(
                     [self.tensor("train", i, *flips) for i, flips in zip(batch, flipped.T)]
                 )

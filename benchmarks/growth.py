@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from dl_slicer.cli import Parser, number, run
-from dl_slicer.patch_sets import reading as patches
+from dl_slicer.patch_sets import batching, on_disk, ordering, reading
+from dl_slicer.patch_sets.on_disk import Region
 
 
 def main():
@@ -44,7 +45,7 @@ def make_set(folder, rasters, cities=45):
     if (folder / "dataset.json").exists():
         return
     names, rows = [f"City {i:02d} (C{i:02d})" for i in range(cities)], []
-    settings = {"format": patches.FORMAT, "patch_size": 480, "stride": 240, "image_size": 224}
+    settings = {"format": on_disk.FORMAT, "patch_size": 480, "stride": 240, "image_size": 224}
     for i in range(rasters):
         city = names[i % cities]
         (folder / f"arrays/{city}/{i}").mkdir(parents=True)
@@ -53,7 +54,7 @@ def make_set(folder, rasters, cities=45):
             if i // cities % 3 == 2
             else [("train", 0, 4800, 19)]
         ):
-            region = patches.Region(
+            region = Region(
                 f"{city}/{i}/r.{split}",
                 split,
                 city,
@@ -73,27 +74,23 @@ def make_set(folder, rasters, cities=45):
                     {
                         "descr": "|u1",
                         "fortran_order": False,
-                        "shape": (*patches.array_shape(19, cols, settings), 3),
+                        "shape": (*on_disk.array_shape(19, cols, settings), 3),
                     },
                 )
-                array.truncate(patches.array_bytes(19, cols, settings))
+                array.truncate(on_disk.array_bytes(19, cols, settings))
             rows.append(region)
     with open(folder / "regions.csv", "w", newline="") as file:
-        csv.writer(file).writerows([patches.Region._fields, *rows])
+        csv.writer(file).writerows([Region._fields, *rows])
     (folder / "dataset.json").write_text(json.dumps({**settings, "classes": names, "raw": "raw"}))
 
 
 def grow(folder, disk):
     import torch
 
-    from dl_slicer.patch_sets import (
-        batching as loader,  # these two have memory of their own, which is not what grows
-    )
-
     before, peak, started = memory("RssAnon"), memory("VmHWM"), time.perf_counter()
-    patch_set, val = patches.open_split(folder, "train"), patches.open_split(folder, "val")
+    patch_set, val = reading.open_split(folder, "train"), reading.open_split(folder, "val")
     opened = time.perf_counter()
-    order = loader.epoch_order(patch_set.labels, 128, 0, 0)
+    order = ordering.epoch_order(patch_set.labels, 128, 0, 0)
     ordered = time.perf_counter()
     held = memory("RssAnon")
     for indices in order[:50]:
@@ -107,7 +104,7 @@ def grow(folder, disk):
     for batch in batches[:30]:
         val.read(batch)
     # What a patch makes the disk read: its rows are far apart in the file, so all between them as well.
-    touched = patch_set.image_size * 3 * patches.array_shape(1, 19, patch_set.description)[1]
+    touched = patch_set.image_size * 3 * on_disk.array_shape(1, 19, patch_set.description)[1]
     rate = rate_from_disk(patch_set, first[50:], touched, disk)
     return {
         "patches": len(patch_set),
@@ -127,8 +124,6 @@ def rate_from_disk(patch_set, order, touched, disk):
     """Patches a second that reach the network's loop if nothing is cached and the disk reads so many GB a second."""
     import torch
 
-    from dl_slicer.patch_sets import batching as loader
-
     read, free = (
         patch_set.read,
         time.perf_counter(),
@@ -143,7 +138,7 @@ def rate_from_disk(patch_set, order, touched, disk):
 
     patch_set.read = from_disk
     started = time.perf_counter()
-    for _ in loader.batches(patch_set, order, torch.device("cpu"), where="files"):
+    for _ in batching.batches(patch_set, order, torch.device("cpu"), where="files"):
         pass
     return order.size / (time.perf_counter() - started)
 

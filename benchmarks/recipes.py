@@ -18,9 +18,10 @@ import torch
 from scipy.stats import t as student
 
 from benchmarks import script
-from dl_slicer.cli import InputError, Parser, atomic, number, run, shown, write_rows
-from dl_slicer.model import checkpoints as classifier
-from dl_slicer.patch_sets import reading as patches
+from dl_slicer.cli import InputError, Parser, number, printable, run
+from dl_slicer.files import atomic, write_rows
+from dl_slicer.model import architectures, checkpoints, devices, evaluation
+from dl_slicer.patch_sets import reading
 
 ROBUST = ["--recipe", "robust"]
 ROWS = {
@@ -52,7 +53,7 @@ def main(argv=None):
         default=64,
         help="small, so that many runs are affordable",
     )
-    parser.add_argument("--arch", default="resnet18", choices=classifier.ARCHITECTURES)
+    parser.add_argument("--arch", default="resnet18", choices=architectures.ARCHITECTURES)
     parser.add_argument("--weights", default="none", help="none, or a file")
     parser.add_argument("--epochs", type=number(least=5), default=20)
     parser.add_argument("--batch-size", type=number(least=1), default=32)
@@ -160,14 +161,14 @@ def train(out, args, row, seed, done):
         **(spent if done is None else {key: done[key] for key in spent}),
     }
     if args.test:
-        device = classifier.pick_device("auto")
-        model, checkpoint = classifier.load_checkpoint(folder / "last.pth")
-        test = patches.open_split(out / "patches", "test")
-        scores = classifier.evaluate(
+        device = devices.pick_device("auto")
+        model, checkpoint = checkpoints.load_checkpoint(folder / "last.pth")
+        test = reading.open_split(out / "patches", "test")
+        scores = evaluation.evaluate(
             model.to(device, memory_format=torch.channels_last),
             test,
             device,
-            classifier.pick_dtype("auto", device),
+            devices.pick_dtype("auto", device),
             score=True,
         )
         result["test"] = scores[:, 1].double().mean().item()
@@ -181,7 +182,7 @@ def kept(out, settings):
     content = json.loads((out / "runs.json").read_text())
     if content["settings"] != settings:
         raise InputError(
-            f"{shown(out)}: holds runs with other settings, {content['settings']}; choose another --out"
+            f"{printable(out)}: holds runs with other settings, {content['settings']}; choose another --out"
         )
     return content["runs"]
 

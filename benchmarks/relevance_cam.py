@@ -13,7 +13,7 @@ import torch
 import torchvision
 
 from dl_slicer.cli import Parser, number, run
-from dl_slicer.model import checkpoints as classifier
+from dl_slicer.model import architectures, devices
 from relevance_cam import RelevanceCAM, rules
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
@@ -125,13 +125,13 @@ def measure(
 
 def main():
     parser = Parser(__doc__)
-    parser.add_argument("--arch", default="resnet50", choices=classifier.ARCHITECTURES)
+    parser.add_argument("--arch", default="resnet50", choices=architectures.ARCHITECTURES)
     parser.add_argument("--batch", type=number(least=1), default=8)
     parser.add_argument("--rounds", type=number(least=1), default=9)
     parser.add_argument("--threads", type=number(least=1), default=2)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    device = classifier.pick_device(args.device)
+    device = devices.pick_device(args.device)
     torch.set_num_threads(args.threads)
     print(
         f"{args.arch}, batch {args.batch}, {args.threads} threads, torch {torch.__version__}; in plain forward passes, medians of {args.rounds}"

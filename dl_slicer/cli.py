@@ -1,13 +1,9 @@
 """What all command lines here share: errors that are the user's to mend, outputs that are whole or not there, and memory."""
 
 import argparse
-import csv
-import ctypes
 import errno
 import os
 import sys
-import zlib
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # The file system's refusals that a user can mend, and how; any other OSError is a fault of ours and keeps its traceback.
@@ -57,7 +53,7 @@ def run(main):
             raise
         sys.exit(
             _refuse(
-                f"{shown(error.filename or 'writing an output')}: {error.strerror}; {REFUSALS[error.errno]}"
+                f"{printable(error.filename or 'writing an output')}: {error.strerror}; {REFUSALS[error.errno]}"
             )
         )
     except KeyboardInterrupt:
@@ -79,64 +75,10 @@ def _refuse(message):
     return 2
 
 
-def shown(path):
+def printable(path):
     """A path or name in one printable line, whatever characters it has."""
     text = str(path)
     return text if text.isprintable() else ascii(text)
-
-
-@contextmanager
-def atomic(path, mode="wb", sync=True, **kwargs):
-    """Open a temporary file beside `path`; rename it to `path` if the block ends well, else remove it.
-
-    sync: have it on the disk before the rename, so that a power cut cannot leave an empty file under the final name.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{zlib.crc32(os.fsencode(path.name)):08x}.tmp")
-    try:
-        with open(temporary, mode, **kwargs) as file:
-            yield file
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError) and (
-            error.filename is None or str(error.filename) == str(temporary)
-        ):
-            error.filename, error.filename2 = str(path), None  # what the user knows it by
-        raise
-
-
-def write_rows(path, header, rows):
-    """A CSV file; None is an empty field."""
-    with atomic(
-        path, "w", newline="", encoding="utf-8", errors="backslashreplace"
-    ) as file:  # names of files may be no text
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
-
-
-def keep_memory():
-    """Have the C library (glibc) keep freed memory for the next image or batch: fresh memory from the system costs a fifth of a
-    training step, a seventh of tiling a raster."""
-    with suppress(OSError, AttributeError):  # another C library: it does as it likes
-        for setting, value in (
-            (-3, 2**25),
-            (-3, 2**30),
-            (-1, 2**31 - 1),
-        ):  # M_MMAP_THRESHOLD, as far as this glibc goes, M_TRIM_THRESHOLD
-            ctypes.CDLL(None).mallopt(setting, value)
-
-
-def clear_leftovers(folder):
-    """Remove what processes that were killed while writing left in a folder."""
-    for path in Path(folder).glob(".*-????????.tmp"):
-        path.unlink()
 
 
 def number(kind=int, least=None, above=None, most=None):

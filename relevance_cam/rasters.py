@@ -1,19 +1,13 @@
 """The saliency of a whole raster: the maps of its overlapping patches blended, beside the predicted city of each place."""
 
-import matplotlib
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from dl_slicer.results import panels as figures
-
-from .quality import upsample
-
-LONGEST = 1000  # pixels of a panel's longer side
+from .maps import upsample
 
 
-def tiles(length, size, step):
+def window_starts(length, size, step):
     """Starts of windows that cover a length: every step, and one more at the end if something would be left over."""
     starts = list(range(0, length - size + 1, step))
     return starts + [length - size] * (starts[-1] + size < length)
@@ -28,7 +22,9 @@ def blend(method, pixels, size, step, normalise, target, device, batch_size=8):
     centre, where the network sees the surroundings, so no seams are left; raw maps are summed, so strong windows stay strong.
     """
     height, width = pixels.shape[:2]
-    places = [(y, x) for y in tiles(height, size, step) for x in tiles(width, size, step)]
+    places = [
+        (y, x) for y in window_starts(height, size, step) for x in window_starts(width, size, step)
+    ]
     bump = torch.hann_window(size + 2, periodic=False)[1:-1]
     bump = bump[:, None] * bump
     cells = (-(-height // step), -(-width // step))
@@ -73,64 +69,3 @@ def blend(method, pixels, size, step, normalise, target, device, batch_size=8):
         probability / counts[..., None],
         target,
     )
-
-
-def draw(raster, maps, probability, classes, codes, title):
-    """The figure: the raster, the most probable city of each place, and the blended map of each depth."""
-    ratio = LONGEST / max(raster.size)
-    size = (max(1, round(raster.width * ratio)), max(1, round(raster.height * ratio)))
-    picture = raster.resize(size, Image.Resampling.LANCZOS)
-    best = probability.argmax(-1)
-    shares = np.bincount(best.ravel(), minlength=len(classes)) / best.size
-    common = [city for city in np.argsort(-shares) if shares[city]][:9]
-    palette = np.full((len(classes), 3), 150, np.uint8)  # grey for what the legend does not name
-    palette[common] = (np.array(matplotlib.colormaps["tab10"].colors)[: len(common)] * 255).astype(
-        np.uint8
-    )
-    places = Image.fromarray(palette[best]).resize(size, Image.Resampling.NEAREST)
-    panels = [("raster", picture), ("predicted city", Image.blend(picture, places, 0.45))]
-    for layer, values in maps.items():
-        low, high = np.percentile(
-            values, (1, 99.5)
-        )  # single hot pixels would leave a large raster blank
-        values = (
-            np.clip((values - low) / (high - low), 0, 1) if high > low else np.zeros_like(values)
-        )
-        panels.append(
-            (
-                layer,
-                figures.heat(
-                    picture,
-                    np.asarray(
-                        Image.fromarray(values.astype(np.float32)).resize(
-                            size, Image.Resampling.BILINEAR
-                        )
-                    ),
-                ),
-            )
-        )
-    columns = min(3, len(panels))
-    lines = -(-len(panels) // columns)
-    gap = figures.GAP
-    page = Image.new(
-        "RGB", (columns * (size[0] + gap) + gap, 60 + lines * (size[1] + 34) + 70), "white"
-    )
-    pen = ImageDraw.Draw(page)
-    figures.text(pen, (gap, 14), title, 26, bold=True, width=page.width - 2 * gap)
-    for k, (label, panel) in enumerate(panels):
-        x, y = gap + k % columns * (size[0] + gap), 60 + k // columns * (size[1] + 34)
-        figures.text(
-            pen, (x + size[0] / 2, y + 4), label, 18, figures.PALE, anchor="ma", width=size[0]
-        )
-        page.paste(panel, (x, y + 28))
-    x, y = gap, page.height - 64
-    for city in common:
-        label = f"{codes[city]} {100 * shares[city]:.0f} %"
-        length = pen.textlength(label, figures.font(16)) + 44
-        if x + length > page.width:
-            x, y = gap, y + 26
-        pen.rectangle((x, y + 3, x + 14, y + 17), fill=tuple(int(v) for v in palette[city]))
-        figures.text(pen, (x + 22, y), label, 16)
-        x += length
-    figures.draw_scale(page, page.width - gap - 435, page.height - 28)
-    return page

@@ -116,7 +116,9 @@ def forward(block, x, dtype, remember):
             F.relu_(y)
         if remember:
             weight = rules.positive(conv.weight.to(dtype))
-            path.append((conv, weight, x.shape[2:], rules.share(y, rules.conv(x, weight, conv))))
+            path.append(
+                (conv, weight, x.shape[2:], rules.safe_divide(y, rules.conv(x, weight, conv)))
+            )
         return y
 
     main, shortcut = [], []

@@ -29,7 +29,7 @@ def positive(weight):
     return weight.clamp(min=0)
 
 
-def share(y, z):
+def safe_divide(y, z):
     """y / z for z >= 0, and 0 where z is 0. Uses the memory of z."""
     return torch.div(y, F.threshold_(z, 0, float("inf")), out=z)
 
@@ -37,7 +37,7 @@ def share(y, z):
 def linear(x, weight, relevance):
     """c (N, C) of the input x >= 0 (N, C) of a linear layer (K, C) whose output has this relevance (N, K)."""
     weight = positive(weight)
-    return share(relevance, F.linear(x, weight)) @ weight
+    return safe_divide(relevance, F.linear(x, weight)) @ weight
 
 
 def conv(x, weight, conv):

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import preprocessing  # noqa: E402
+from dl_slicer.patch_sets import tiling  # noqa: E402
 
 SMALL = [
     "--patch-size",
@@ -77,7 +78,7 @@ def preprocess(monkeypatch, tmp_path):
     """preprocessing.py --raw <tmp>/raw --out <tmp>/out in this process, with small patches and the flags that are given."""
 
     def call(*flags, raw=tmp_path / "raw", out=tmp_path / "out"):
-        monkeypatch.setattr(preprocessing, "ProcessPoolExecutor", Inline)
+        monkeypatch.setattr(tiling, "ProcessPoolExecutor", Inline)
         preprocessing.main(["--raw", str(raw), "--out", str(out), *SMALL, *map(str, flags)])
         return out
 

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import fcntl
 import json
 import os
 import random
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -22,9 +23,10 @@ from conftest import ROOT, SMALL, Inline, files, make_raw, picture
 from PIL import Image
 
 import preprocessing
-from dl_slicer import cli
-from dl_slicer.cli import InputError
-from dl_slicer.patch_sets import reading as patches
+from dl_slicer.cli import InputError, run
+from dl_slicer.files import atomic
+from dl_slicer.patch_sets import completing, on_disk, progress, reading, tiling
+from dl_slicer.patch_sets.on_disk import Region
 
 
 def command(*flags, raw, out):
@@ -62,7 +64,7 @@ def start(*flags, raw, out, **options):
 
 
 def regions_of(out):
-    return {region.region: region for region in patches.load_regions(out)}
+    return {region.region: region for region in on_disk.load_regions(out)}
 
 
 def array(out, region):
@@ -97,7 +99,7 @@ def test_361_train_171_test_and_171_val_patches(full_size):
     assert (train.rows, train.cols, train.x, train.width) == (19, 19, 0, 4800)
     assert (test.rows, test.cols, test.x, test.width) == (19, 9, 0, 2400)
     assert (val.rows, val.cols, val.x, val.width) == (19, 9, 2400, 2400)
-    assert [len(patches.open_split(out, split)) for split in patches.SPLITS] == [361, 171, 171, 171]
+    assert [len(reading.open_split(out, split)) for split in on_disk.SPLITS] == [361, 171, 171, 171]
     # None across the middle, none over an edge.
     assert (
         test.x + (test.cols - 1) * 240 + 480 <= 2400 <= val.x
@@ -112,7 +114,7 @@ def test_slices_equal_resized_crops(full_size):
     raster, out = full_size
     rng = np.random.default_rng(0)
     for split, x in (("train", 0), ("test", 0), ("val", 2400)):
-        dataset = patches.open_split(out, split)
+        dataset = reading.open_split(out, split)
         for i in {0, len(dataset) - 1, *rng.integers(len(dataset), size=20).tolist()}:
             _, row, col = dataset.locate(i)
             left, upper = x + 240 * col, 240 * row
@@ -154,7 +156,7 @@ def test_the_last_site_in_sorted_order_is_held_out(preprocess, tmp_path):
     raw = make_raw(tmp_path / "raw", cities=["A"], sites=3)
     (raw / "A" / "site1").rename(raw / "A" / "site10")
     (raw / "A" / "site3").rename(raw / "A" / "Z")
-    assert {(region.site, region.split) for region in patches.load_regions(preprocess())} == {
+    assert {(region.site, region.split) for region in on_disk.load_regions(preprocess())} == {
         ("Z", "train"),
         ("site10", "train"),
         ("site2", "test"),
@@ -277,7 +279,7 @@ def test_summary(preprocess, tmp_path, capsys):
 
 def test_test_b_is_drawn_evenly_and_by_seed():
     def region(city, split, number, rows, cols):
-        return patches.Region(
+        return Region(
             f"{city}/s/{number}.{split}",
             split,
             city,
@@ -296,7 +298,7 @@ def test_test_b_is_drawn_evenly_and_by_seed():
         [region("A", "test", n, 2, 3) for n in range(10)]
         + [region("A", "val", 0, 5, 5), region("B", "test", 0, 40, 40)]
     )
-    drawn = preprocessing.draw_test_b(regions, 30, 0)
+    drawn = completing.draw_test_b(regions, 30, 0)
     assert (
         Counter(region.city for region, _, _ in drawn) == {"A": 30, "B": 30}
         and len(set(drawn)) == 60
@@ -304,18 +306,14 @@ def test_test_b_is_drawn_evenly_and_by_seed():
     assert drawn == sorted(drawn) and all(
         row < region.rows and col < region.cols for region, row, col in drawn
     )
-    assert (
-        drawn
-        == preprocessing.draw_test_b(regions, 30, 0)
-        != preprocessing.draw_test_b(regions, 30, 1)
-    )
+    assert drawn == completing.draw_test_b(regions, 30, 0) != completing.draw_test_b(regions, 30, 1)
     # Another city does not change a city's draw; the whole city is drawn if it has no more; over many seeds every patch comes as often.
-    assert drawn[:30] == preprocessing.draw_test_b(
+    assert drawn[:30] == completing.draw_test_b(
         [region for region in regions if region.city == "A"], 30, 0
     )
-    assert len(preprocessing.draw_test_b(regions, 61, 0)) == 60 + 61
+    assert len(completing.draw_test_b(regions, 61, 0)) == 60 + 61
     often = Counter(
-        patch for seed in range(400) for patch in preprocessing.draw_test_b(regions[:11], 30, seed)
+        patch for seed in range(400) for patch in completing.draw_test_b(regions[:11], 30, seed)
     )
     assert len(often) == 60 and 140 < min(often.values()) and max(often.values()) < 260
 
@@ -329,7 +327,7 @@ def test_jpegs(preprocess, tmp_path):
     assert all(with_jpegs[name] == plain[name] for name in plain if name.endswith((".npy", ".csv")))
     expected = {
         f"{region.split}/{region.city}/{region.site}__2020_r{row:02d}_c{col:02d}.jpg"
-        for region in patches.load_regions(tmp_path / "jpegs")
+        for region in on_disk.load_regions(tmp_path / "jpegs")
         for row in range(region.rows)
         for col in range(region.cols)
     }
@@ -384,10 +382,10 @@ def test_same_names_survive_and_what_is_no_raster_is_passed_over(preprocess, tmp
     (raw / "README.md").write_text("")
     out = preprocess("--jpegs")
     names = {"2020.png", "nested/deeper/2020.png", "OLD.JPG", "scan.tiff", "b c.jpeg"}
-    assert {region.raster for region in patches.load_regions(out) if region.site == "site1"} == {
+    assert {region.raster for region in on_disk.load_regions(out) if region.site == "site1"} == {
         f"A/site1/{name}" for name in names
     }
-    assert len({array(out, region).tobytes() for region in patches.load_regions(out)}) == 5 + 1 + 2
+    assert len({array(out, region).tobytes() for region in on_disk.load_regions(out)}) == 5 + 1 + 2
     train = {path.name.rsplit("_r", 1)[0] for path in (out / "train" / "A").iterdir()}
     assert train == {
         "site1__2020",
@@ -397,7 +395,7 @@ def test_same_names_survive_and_what_is_no_raster_is_passed_over(preprocess, tmp
         "site1__scan",
         "site1__b c",
     }
-    assert patches.open_split(out, "train").classes == ["A"]
+    assert reading.open_split(out, "train").classes == ["A"]
 
 
 NAMES = [
@@ -428,7 +426,7 @@ def test_names_of_any_kind(preprocess, tmp_path, capsys):
     output = capsys.readouterr().out
     assert "Zürich Ost" in output and all(line.isprintable() for line in output.splitlines())
     for split in ("train", "val", "test", "test_b"):
-        dataset = patches.open_split(out, split)
+        dataset = reading.open_split(out, split)
         assert dataset.classes == cities and set(dataset.labels) == set(range(len(NAMES)))
         for i in range(len(dataset)):
             assert dataset.original(i).size == (48, 48) and dataset.read([i]).any()
@@ -437,7 +435,7 @@ def test_names_of_any_kind(preprocess, tmp_path, capsys):
         tmp_path / "published",
         ignore=lambda folder, names: {"arrays", "dataset.json"} & set(names),
     )
-    jpegs = patches.open_split(tmp_path / "published", "test_b", 28)
+    jpegs = reading.open_split(tmp_path / "published", "test_b", 28)
     assert jpegs.classes == cities and jpegs.read(range(len(jpegs))).any(axis=(1, 2, 3)).all()
     before = files(out)
     preprocess("--jpegs")
@@ -543,7 +541,7 @@ def test_links_pipes_and_folders_of_odd_names(preprocess, tmp_path):
     (site / "folder.tmp").mkdir()
     picture(150, 110).save(site / "folder.tmp" / "2020.png")
     (tmp_path / "link").symlink_to(raw, target_is_directory=True)  # --raw itself may be one
-    assert len(patches.load_regions(preprocess(raw=tmp_path / "link"))) == 9
+    assert len(on_disk.load_regions(preprocess(raw=tmp_path / "link"))) == 9
     preprocess(raw=tmp_path / "link")
 
 
@@ -619,7 +617,7 @@ def test_bad_rasters_are_all_named_and_the_good_ones_kept(preprocess, tmp_path, 
         == "2 of 6 rasters are done and kept; mend the above and run the same command again"
     )
     with pytest.raises(InputError, match="has not finished"):
-        patches.open_split(tmp_path / "out", "train")
+        reading.open_split(tmp_path / "out", "train")
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.npy")}
     assert len(kept) == 3
     for path, (content, status) in good.items():
@@ -651,7 +649,7 @@ def test_flags_that_are_refused(tmp_path, capsys):
         ("--bogus", "unrecognized arguments: --bogus"),
     ):
         with pytest.raises(SystemExit) as caught:
-            cli.run(
+            run(
                 lambda: preprocessing.main(
                     [*flags.split(), "--raw", str(tmp_path), "--out", str(tmp_path / "out")]
                 )
@@ -696,9 +694,9 @@ def test_the_space_that_is_asked_for(preprocess, tmp_path, capsys):
         }
     ] * 100
     settings = {"patch_size": 480, "stride": 240, "image_size": 224}
-    arrays, jpeg = 100 * 2 * (2240 * 1120 * 3 + 128), 480 * 480 * preprocessing.JPEG_BYTES_A_PIXEL
+    arrays, jpeg = 100 * 2 * (2240 * 1120 * 3 + 128), 480 * 480 * tiling.JPEG_BYTES_A_PIXEL
     for jpegs, need in ((False, arrays), (True, arrays + (100 * 342 + 500) * jpeg)):
-        preprocessing.check_space(tmp_path, jobs, settings, jpegs, 500)
+        tiling.check_space(tmp_path, jobs, settings, jpegs, 500)
         assert (
             f"100 rasters to do, {need / 1e9:.2f} GB needed in {tmp_path}, "
             in capsys.readouterr().out
@@ -708,7 +706,7 @@ def test_the_space_that_is_asked_for(preprocess, tmp_path, capsys):
     out = preprocess("--jpegs")
     sizes = [path.stat().st_size for path in out.rglob("*.jpg")]
     assert (
-        sum(sizes) < len(sizes) * 48 * 48 * preprocessing.JPEG_BYTES_A_PIXEL * 2.5
+        sum(sizes) < len(sizes) * 48 * 48 * tiling.JPEG_BYTES_A_PIXEL * 2.5
     )  # small ones carry their tables each
 
 
@@ -718,7 +716,7 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(
 ):
     make_raw(tmp_path / "raw")
     expected = files(preprocess("--jpegs", out=tmp_path / "expected"))
-    atomic, calls = preprocessing.atomic, Counter()
+    calls = Counter()
 
     def full(path, *arguments, **options):
         kind = {".npy": "array", ".jpg": "jpeg", ".json": "record", ".csv": "regions"}[
@@ -735,13 +733,14 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(
                 with atomic(path, *arguments, **options):
                     yield File()
 
-            return preprocessing.contextmanager(opened)()
+            return contextmanager(opened)()
         return atomic(path, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(preprocessing, "atomic", full)
+        patch.setattr(tiling, "atomic", full)
+        patch.setattr(completing, "atomic", full)
         with pytest.raises(SystemExit) as caught:
-            cli.run(lambda: preprocess("--jpegs"))
+            run(lambda: preprocess("--jpegs"))
     errors = capsys.readouterr().err
     assert (
         caught.value.code == 2
@@ -763,7 +762,7 @@ def test_a_file_in_the_way_of_a_folder(preprocess, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "out", tmp_path / "file" / "out"):
         with pytest.raises(SystemExit) as caught:
-            cli.run(lambda: preprocess(out=out))
+            run(lambda: preprocess(out=out))
         errors = capsys.readouterr().err
         assert (
             caught.value.code == 2
@@ -780,7 +779,7 @@ def test_a_name_too_long_for_the_disk(preprocess, tmp_path, capsys):
     )
     preprocess()
     with pytest.raises(SystemExit) as caught:
-        cli.run(lambda: preprocess("--jpegs"))
+        run(lambda: preprocess("--jpegs"))
     errors = capsys.readouterr().err
     assert (
         caught.value.code == 2
@@ -937,19 +936,17 @@ def test_rasters_that_change_come_and_go(preprocess, tmp_path):
 def test_what_was_left_of_another_role_is_removed(preprocess, tmp_path, monkeypatch):
     """A run dies after it has written a raster's train patches; before the next, that raster becomes a test raster."""
     raw = make_raw(tmp_path / "raw", cities=["A"], sites=2)
-    tile = preprocessing.tile
+    tile = tiling.tile_raster
 
     def die(raw, out, settings, jpegs, job):
         tile(raw, out, settings, jpegs, job)
-        os.unlink(
-            preprocessing.record_file(out, job["raster"])
-        )  # the record is the last that is written
+        os.unlink(on_disk.record_file(out, job["raster"]))  # the record is the last that is written
         (out / "arrays" / ".1-0123abcd.tmp").write_text("half")
         (out / "train" / "A" / ".1-0123abcd.tmp").write_text("half")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(preprocessing, "tile", die)
+        patch.setattr(tiling, "tile_raster", die)
         preprocess("--jpegs")
     assert (tmp_path / "out" / "train" / "A" / "site1__2020_r00_c00.jpg").is_file()
     shutil.rmtree(raw / "A" / "site2")
@@ -1054,7 +1051,7 @@ def many(tmp_path_factory):
     root = tmp_path_factory.mktemp("many")
     make_raw(root / "raw", cities=["Aa (AAA)", "Bb (BBB)", "Cc (CCC)"], sites=8, size=(240, 200))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preprocessing, "ProcessPoolExecutor", Inline)
+        patch.setattr(tiling, "ProcessPoolExecutor", Inline)
         preprocessing.main(
             ["--raw", str(root / "raw"), "--out", str(root / "expected"), *SMALL, "--jpegs"]
         )
@@ -1087,7 +1084,7 @@ def test_shards_make_one_set(many, preprocess):
     )
     assert not (out / "dataset.json").exists()
     with pytest.raises(InputError, match="has not finished"):
-        patches.open_split(out, "train")
+        reading.open_split(out, "train")
     # What others have half-written is not touched by a shard that is not the last.
     (out / "arrays" / ".1-0123abcd.tmp").write_text("half")
     assert changed_by(out, lambda: preprocess("--shard", "2/3", raw=raw, out=out)) == set()
@@ -1128,20 +1125,18 @@ def test_a_shard_with_a_bad_raster_does_its_others(tmp_path, preprocess):
 def test_completing_waits_for_those_at_work(preprocess, tmp_path, monkeypatch, capsys):
     """One process cleans up under the lock alone: while another one works, it waits."""
     make_raw(tmp_path / "raw")
-    remove_stale, held = preprocessing.remove_stale, []
+    remove_stale, held = completing.remove_stale, []
 
     def look(out, *arguments):
         with open(out / ".lock") as file, pytest.raises(BlockingIOError):
-            preprocessing.fcntl.flock(
-                file, preprocessing.fcntl.LOCK_SH | preprocessing.fcntl.LOCK_NB
-            )
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         held.append(True)
         return remove_stale(out, *arguments)
 
-    monkeypatch.setattr(preprocessing, "remove_stale", look)
+    monkeypatch.setattr(completing, "remove_stale", look)
     out = preprocess()
     assert held == [True]
-    with preprocessing.locked(out, preprocessing.fcntl.LOCK_SH):
+    with progress.locked(out, fcntl.LOCK_SH):
         process = start("--seed", 5, raw=tmp_path / "raw", out=out)
         while (line := process.stdout.readline()) and "waiting" not in line:
             pass
@@ -1309,17 +1304,17 @@ def test_few_rasters_are_handed_out_at_a_time(tmp_path, monkeypatch):
             most = max(most, len(pending))
             return future
 
-    monkeypatch.setattr(preprocessing, "ProcessPoolExecutor", Counting)
-    wait = preprocessing.wait
+    monkeypatch.setattr(tiling, "ProcessPoolExecutor", Counting)
+    wait = tiling.wait
 
     def forget(futures, **options):
         ended = wait(futures, **options)
         pending.difference_update(ended.done)
         return ended
 
-    monkeypatch.setattr(preprocessing, "wait", forget)
+    monkeypatch.setattr(tiling, "wait", forget)
     done, faults = {}, {}
-    preprocessing.tile_all(
+    tiling.tile_all(
         [{"raster": str(n)} for n in range(1000)], lambda job: [job["raster"]], 3, done, faults
     )
     assert most == 6 and len(done) == 1000 and not faults

@@ -22,10 +22,9 @@ from torchvision.transforms import functional
 
 import test_classification
 import train_classification
-from dl_slicer.cli import InputError
-from dl_slicer.model import checkpoints as classifier
-from dl_slicer.patch_sets import batching as loader
-from dl_slicer.patch_sets import reading as patches
+from dl_slicer.cli import InputError, run
+from dl_slicer.model import checkpoints, evaluation, networks
+from dl_slicer.patch_sets import ordering, reading, transforms
 
 ROOT = Path(__file__).parent.parent
 # Children are forked from a server that has imported torch but computed nothing: they start in milliseconds, and safely.
@@ -35,7 +34,7 @@ FORKS.set_forkserver_preload(["train_classification"])
 
 
 @pytest.fixture(autouse=True)
-def signals():
+def default_signals():
     before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
     yield
     for s, handler in zip((signal.SIGTERM, signal.SIGINT), before):
@@ -71,28 +70,28 @@ def bits(value):
 
 def test_order_is_balanced_without_replacement_and_a_pure_function():
     labels = np.repeat([0, 1, 2], [10, 100, 190])
-    order = loader.epoch_order(labels, 20, seed=3, epoch=5)
+    order = ordering.epoch_order(labels, 20, seed=3, epoch=5)
     assert order.shape == (15, 20)
-    assert np.array_equal(order, loader.epoch_order(labels, 20, 3, 5))
-    assert not np.array_equal(order, loader.epoch_order(labels, 20, 3, 6))
-    assert not np.array_equal(order, loader.epoch_order(labels, 20, 4, 5))
+    assert np.array_equal(order, ordering.epoch_order(labels, 20, 3, 5))
+    assert not np.array_equal(order, ordering.epoch_order(labels, 20, 3, 6))
+    assert not np.array_equal(order, ordering.epoch_order(labels, 20, 4, 5))
     assert np.bincount(labels[order.ravel()]).tolist() == [100, 100, 100]
     times = np.bincount(order.ravel(), minlength=300)
     assert set(times[:10]) == {10} and set(times[10:110]) == {1} and set(times[110:]) == {0, 1}
 
 
 def test_unbalanced_order_has_every_patch_once():
-    order = loader.epoch_order(np.zeros(103, int), 10, 0, 0, balanced=False)
+    order = ordering.epoch_order(np.zeros(103, int), 10, 0, 0, balanced=False)
     assert order.shape == (10, 10) and len(np.unique(order)) == 100
 
 
 def test_batch_larger_than_the_set_is_the_set():
-    assert loader.epoch_order(np.array([0, 1, 1]), 128, 0, 0).shape == (1, 3)
+    assert ordering.epoch_order(np.array([0, 1, 1]), 128, 0, 0).shape == (1, 3)
 
 
 def test_flips_are_a_pure_function_and_half_of_all():
-    drawn = np.stack([loader.flips(64, 1, 2, step) for step in range(200)])
-    assert np.array_equal(drawn[7], loader.flips(64, 1, 2, 7)) and not np.array_equal(
+    drawn = np.stack([ordering.draw_flips(64, 1, 2, step) for step in range(200)])
+    assert np.array_equal(drawn[7], ordering.draw_flips(64, 1, 2, 7)) and not np.array_equal(
         drawn[7], drawn[8]
     )
     assert abs(drawn.mean((0, 2)) - 0.5).max() < 0.02
@@ -102,13 +101,13 @@ def test_flips_are_a_pure_function_and_half_of_all():
 def test_normalise_equals_torchvision():
     images = np.random.default_rng(0).integers(0, 256, (4, 20, 24, 3), dtype=np.uint8)
     flipped = torch.tensor([[0, 1, 0, 1], [0, 0, 1, 1]], dtype=torch.bool)
-    ours = loader.normalise(torch.from_numpy(images), classifier.MEAN, classifier.STD, flipped)
+    ours = transforms.normalise(torch.from_numpy(images), networks.MEAN, networks.STD, flipped)
     assert ours.is_contiguous(memory_format=torch.channels_last)
     for i, image in enumerate(images):
         image = Image.fromarray(image)
         image = functional.hflip(image) if flipped[0, i] else image
         image = functional.vflip(image) if flipped[1, i] else image
-        plain = functional.normalize(functional.to_tensor(image), classifier.MEAN, classifier.STD)
+        plain = functional.normalize(functional.to_tensor(image), networks.MEAN, networks.STD)
         torch.testing.assert_close(ours[i], plain, rtol=0, atol=2e-6)
 
 
@@ -176,7 +175,7 @@ def test_same_seed_same_bits_and_another_seed_other_bits(data, finished, tmp_pat
 
 def test_ties_keep_the_earlier_epoch(data, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        classifier, "evaluate", lambda model, val, *_, **__: torch.ones(len(val), 2)
+        evaluation, "evaluate", lambda model, val, *_, **__: torch.ones(len(val), 2)
     )
     train_classification.main(flags(data, tmp_path / "ties"))
     assert (
@@ -203,7 +202,7 @@ def test_other_recipes_run(data, tmp_path, more):
 def child(argv):
     os.chdir(ROOT)
     sys.stdout = open(os.devnull, "w")
-    train_classification.run(lambda: train_classification.main(argv))
+    run(lambda: train_classification.main(argv))
 
 
 def begin(data, run, *more):
@@ -335,9 +334,9 @@ def test_two_processes_train_like_one(data, tmp_path, average):
     """The same losses from the same global batches. Batch norm is frozen: its statistics are each process's own."""
     script = tmp_path / "frozen.py"
     script.write_text(
-        "import sys; sys.path.insert(0, '.')\nimport torchvision, train_classification as t\nplain = torchvision.models.get_model\n"
+        "import sys; sys.path.insert(0, '.')\nimport torchvision, train_classification as t\nfrom dl_slicer.cli import run\nplain = torchvision.models.get_model\n"
         "torchvision.models.get_model = lambda *a, **k: plain(*a, **k, norm_layer=torchvision.ops.FrozenBatchNorm2d, zero_init_residual=True)\n"
-        "t.run(t.main)\n"
+        "run(t.main)\n"
     )
     more = ["--amp", "off", "--optimizer", "sgd", "--lr", "0.001", *average]
     torchrun(script, *flags(data, tmp_path / "two", *more))
@@ -387,26 +386,26 @@ def test_results_of_a_test(data, finished):
 
 
 def test_features_are_what_the_last_layer_sees(data, finished):
-    model, checkpoint = classifier.load_checkpoint(finished / "best.pth")
-    patch_set, cpu = patches.open_split(data, "test"), torch.device("cpu")
-    logits, features = classifier.evaluate(model, patch_set, cpu, torch.float32, features=True)
+    model, checkpoint = checkpoints.load_checkpoint(finished / "best.pth")
+    patch_set, cpu = reading.open_split(data, "test"), torch.device("cpu")
+    logits, features = evaluation.evaluate(model, patch_set, cpu, torch.float32, features=True)
     assert (
         features.shape == (108, 512)
         and features.dtype == torch.float32
         and not model.fc._forward_pre_hooks
     )
-    assert torch.equal(logits, classifier.evaluate(model, patch_set, cpu, torch.float32))
+    assert torch.equal(logits, evaluation.evaluate(model, patch_set, cpu, torch.float32))
     torch.testing.assert_close(model.fc(features), logits)
 
 
 def test_scores_are_those_of_the_logits(data, finished):
-    model, checkpoint = classifier.load_checkpoint(finished / "best.pth")
-    patch_set, cpu = patches.open_split(data, "test"), torch.device("cpu")
+    model, checkpoint = checkpoints.load_checkpoint(finished / "best.pth")
+    patch_set, cpu = reading.open_split(data, "test"), torch.device("cpu")
     logits, truth = (
-        classifier.evaluate(model, patch_set, cpu, torch.float32),
+        evaluation.evaluate(model, patch_set, cpu, torch.float32),
         torch.from_numpy(patch_set.labels.astype(np.int64)),
     )
-    loss, right = classifier.evaluate(model, patch_set, cpu, torch.float32, score=True).T
+    loss, right = evaluation.evaluate(model, patch_set, cpu, torch.float32, score=True).T
     torch.testing.assert_close(
         loss, torch.nn.functional.cross_entropy(logits, truth, reduction="none")
     )
@@ -414,13 +413,13 @@ def test_scores_are_those_of_the_logits(data, finished):
 
 
 def test_tta_is_the_mean_over_the_eight_symmetries(data, finished, tmp_path):
-    model, checkpoint = classifier.load_checkpoint(finished / "best.pth")
-    patch_set, cpu = patches.open_split(data, "test_b"), torch.device("cpu")
-    logits, features = classifier.evaluate(
+    model, checkpoint = checkpoints.load_checkpoint(finished / "best.pth")
+    patch_set, cpu = reading.open_split(data, "test_b"), torch.device("cpu")
+    logits, features = evaluation.evaluate(
         model, patch_set, cpu, torch.float32, features=True, tta=True
     )
-    images = loader.normalise(
-        torch.from_numpy(patch_set.read(np.arange(len(patch_set)))), classifier.MEAN, classifier.STD
+    images = transforms.normalise(
+        torch.from_numpy(patch_set.read(np.arange(len(patch_set)))), networks.MEAN, networks.STD
     )
     with torch.inference_mode():
         views = [
@@ -467,7 +466,7 @@ def test_probabilities_are_those_of_the_plain_model(data, finished, tmp_path):
     checkpoint = load(finished / "best.pth")
     model = torchvision.models.resnet18(num_classes=3)
     model.load_state_dict(checkpoint["model"])
-    patch_set = patches.open_split(data, "test_b")
+    patch_set = reading.open_split(data, "test_b")
     plain = torch.stack(
         [
             functional.normalize(

@@ -1,7 +1,6 @@
 """From a patch set to batches on the device: which patches in which order, and the uint8-to-network step done there."""
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -9,46 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 
-def epoch_order(labels, batch_size, seed, epoch, balanced=True):
-    """The patches of one epoch as an array of whole numbers (steps, batch_size): a pure function of its arguments.
-
-    balanced: every class is drawn equally often (to within one), each class without replacement until it is used up and then
-    from the start; else every patch is drawn once. What does not fill a last batch is left out of this epoch.
-    """
-    rng = np.random.default_rng([seed, epoch])
-    whole = (
-        np.int32 if len(labels) < 2**31 else np.int64
-    )  # of tens of millions of patches half the memory
-    if balanced:
-        classes = np.unique(labels)
-        shares = np.full(len(classes), len(labels) // len(classes))
-        shares[rng.permutation(len(classes))[: len(labels) % len(classes)]] += 1
-        order, filled = np.empty(len(labels), whole), 0
-        for label, share in zip(classes, shares):
-            order[filled : filled + share] = _cycled(np.flatnonzero(labels == label), share, rng)
-            filled += share
-        rng.shuffle(order)
-    else:
-        order = np.arange(len(labels), dtype=whole)
-        rng.shuffle(order)
-    batch_size = min(batch_size, len(order))
-    steps = len(order) // batch_size
-    return order[: steps * batch_size].reshape(steps, batch_size)
-
-
-def _cycled(indices, count, rng):
-    rounds = [rng.permutation(indices) for _ in range(-(-count // len(indices)))]
-    return np.concatenate(rounds)[:count] if rounds else indices[:0]
-
-
-def flips(batch_size, seed, epoch, step):
-    """Bool array (2, batch_size): which patches of a step are flipped left-right and up-down, a pure function of the arguments."""
-    return (
-        np.random.default_rng([seed, epoch, step, 1]).integers(0, 2, (2, batch_size)).astype(bool)
-    )
-
-
-def place(patch_set, device):
+def choose_storage(patch_set, device):
     """Where patches are best read from for this device: "device" (its own memory holds the arrays) or "files".
 
     Arrays go into a GPU's memory if they take at most half of what is free there: the other half is for the network.
@@ -64,7 +24,7 @@ def batches(patch_set, order, device, workers=0, where=None):
     workers: processes that read ahead. A patch set of arrays needs none, slicing is fast; a folder of JPEGs does.
     where: see place(), which is asked if it is None. The batches are the same bytes wherever they come from.
     """
-    where = where or _placed(patch_set, device)
+    where = where or _remembered_storage(patch_set, device)
     if where == "device":
         return _from_device(patch_set, order, device)
     if workers:
@@ -78,16 +38,16 @@ _places, _residents = (
 )  # of patch sets; what is there is gone when they are
 
 
-def _placed(patch_set, device):
+def _remembered_storage(patch_set, device):
     # Asked once: later the arrays themselves, and the network, are in the memory.
     known = _places.setdefault(patch_set, {})
     if device not in known:
-        known[device] = place(patch_set, device)
+        known[device] = choose_storage(patch_set, device)
     return known[device]
 
 
 def _from_device(patch_set, order, device):
-    pixels, first, width = _resident(patch_set, device)
+    pixels, first, width = _arrays_on_device(patch_set, device)
     size = patch_set.image_size
     for indices in order:
         region, y, x = patch_set.corners(indices)
@@ -102,7 +62,7 @@ def _from_device(patch_set, order, device):
         yield images, to_device(patch_set.labels[indices].astype(np.int64), device)
 
 
-def _resident(patch_set, device):
+def _arrays_on_device(patch_set, device):
     """All arrays of a patch set one after the other in one uint8 tensor on the device; where each begins, and its width."""
     known = _residents.setdefault(patch_set, {})
     if device not in known:
@@ -175,39 +135,3 @@ def _from_workers(patch_set, order, device, workers):
     )
     for images, labels in loader:
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-
-
-def normalise(images, mean, std, flipped=None):
-    """uint8 (n, h, w, 3) to the network's float32 (n, 3, h, w), channels last in memory: (x / 255 - mean) / std.
-
-    flipped: bool tensor (2, n), patches to flip left-right and up-down.
-    """
-    if flipped is not None:
-        images = _flip(images, flipped)
-    scale, shift = constants(
-        images.device, tuple(1 / (255 * s) for s in std), tuple(-m / s for m, s in zip(mean, std))
-    )
-    images = images.float()
-    return torch.addcmul(shift, images, scale, out=images).permute(0, 3, 1, 2)
-
-
-def _flip(images, flipped):
-    if (
-        images.device.type != "cpu"
-    ):  # two passes over all of them are cheaper than asking, on the CPU, which they are
-        horizontal, vertical = flipped[:, :, None, None, None]
-        images = torch.where(horizontal, images.flip(2), images)
-        return torch.where(vertical, images.flip(1), images)
-    result = torch.empty_like(images)
-    for image, target, horizontal, vertical in zip(images, result, *flipped.tolist()):
-        target.copy_(image.flip([axis for axis, flip in ((1, horizontal), (0, vertical)) if flip]))
-    return result
-
-
-@lru_cache
-def constants(device, *values):
-    """Tensors on the device of tuples of numbers, made once: copying them would make a GPU wait."""
-    with torch.inference_mode(
-        False
-    ):  # else whoever asks first while evaluating would leave tensors that cannot be trained with
-        return [torch.tensor(value, device=device) for value in values]

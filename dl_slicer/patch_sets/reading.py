@@ -1,156 +1,25 @@
-"""What a patch set is on disk, and how patches are read from it. No other module knows.
-
-A patch set made by preprocessing.py stores every region of a raster once, at the network's scale, and a patch is a slice:
-
-    dataset.json   written last: a set without it is unfinished
-    regions.csv    one row a region
-    test_b.csv     the seeded sample of test patches
-    arrays/<city>/<site>/<raster>.<split>.npy    uint8 (H, W, 3)
-    arrays/<city>/<site>/<raster>.json           what these were made from and how: tells a later run that they are done
-    .lock                                        empty; held while preprocessing.py works
-
-The published layout, train|val|test|test_b/<City (CODE)>/*.jpg, is read as well.
-"""
+"""Patches read from a patch set, or from a folder in the published layout."""
 
 import csv
-import json
-import math
 import mmap
 import os
 import re
 import resource
-import stat
 import threading
-import warnings
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from dl_slicer.cli import InputError, shown
+from dl_slicer import machine
+from dl_slicer.cli import InputError, printable
+from dl_slicer.patch_sets import image_files, on_disk
+from dl_slicer.patch_sets.image_files import UnreadableImage
 
-warnings.filterwarnings(
-    "ignore", module=r"PIL\."
-)  # of odd metadata, and of large images that are not yet too large
-
-FORMAT = 1
-SPLITS = ("train", "val", "test", "test_b")
-IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
 KEPT_BYTES = (
     64 * 2**20
 )  # of a split's arrays that may count as memory of the process that reads patches; a training run has two
-FORMATS = (
-    "JPEG",
-    "PNG",
-    "TIFF",
-)  # nothing else is tried, whatever a file's name: Pillow would start Ghostscript for some
-
-
-class Region(NamedTuple):
-    """A row of regions.csv: the part of a raster that belongs to one split."""
-
-    region: str  # City (CODE)/site/raster.split
-    split: str  # train, val or test
-    city: str
-    site: str
-    raster: str  # path relative to the raw folder
-    x: int  # rectangle in pixels of the raster
-    y: int
-    width: int
-    height: int
-    rows: int  # windows
-    cols: int
-    file: str  # path of the array, relative to the patch set
-
-
-def code(city):
-    """The label of a city on figures: what stands in the last parentheses of its name, else the name."""
-    found = re.search(r"\(([^()]+)\)[^()]*$", city)
-    return found.group(1).strip() if found else city
-
-
-def windows(length, patch_size, stride):
-    """How many windows fit into a length of so many pixels."""
-    return (length - patch_size) // stride + 1 if length >= patch_size else 0
-
-
-def scaled_stride(patch_size, stride, image_size):
-    """The stride in pixels of the arrays. InputError if it is no whole number, with the nearest strides that work."""
-    if image_size * stride % patch_size == 0:
-        return image_size * stride // patch_size
-    step = patch_size // math.gcd(patch_size, image_size)
-    near = sorted({max(step, stride // step * step), -(-stride // step) * step})
-    raise InputError(
-        f"--stride {stride}: image_size * stride / patch_size = {image_size} * {stride} / {patch_size} is no whole "
-        f"number; the nearest that works: --stride {' or '.join(map(str, near))}"
-    )
-
-
-class UnreadableImage(Exception):
-    """An image file that cannot be used; the message says why and what to do, without the path."""
-
-
-@contextmanager
-def opened(path):
-    """Pillow's Image.open, with whatever a damaged or hostile file makes Pillow raise turned into UnreadableImage."""
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise UnreadableImage("no regular file; delete it")
-        with Image.open(path, formats=FORMATS) as image:
-            yield image
-    except UnreadableImage:
-        raise
-    except UnidentifiedImageError:
-        raise UnreadableImage(
-            "no JPEG, PNG or TIFF image that can be read; replace or delete it"
-        ) from None
-    except Image.DecompressionBombError:
-        raise UnreadableImage(
-            f"has more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels; cut it into smaller images"
-        ) from None
-    except MemoryError:
-        raise UnreadableImage(
-            "does not fit into memory; cut it into smaller images, or take fewer processes"
-        ) from None
-    except Exception as error:
-        reason = (
-            getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        )
-        raise UnreadableImage(f"cannot be read ({shown(reason)}); replace or delete it") from None
-
-
-def read_image(path):
-    """The whole file as an 8-bit RGB Pillow image; UnreadableImage if that cannot be.
-
-    Of 16 bits a channel the upper 8 are taken; transparency is dropped; palettes, CMYK and grey are converted.
-    """
-    with opened(path) as image:
-        image.load()
-        if image.mode == "F":
-            raise UnreadableImage(
-                "its pixels are floating-point numbers; convert it to 8 or 16 bits a channel"
-            )
-        if image.mode == "I" or image.mode.startswith("I;16"):
-            image = _upper_8_bits(image)
-        return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _upper_8_bits(image):
-    grey = np.empty((image.height, image.width), np.uint8)
-    for y in range(
-        0, image.height, 256
-    ):  # in strips: 32 and 64 bits a pixel of a large image are gigabytes
-        strip = np.asarray(image.crop((0, y, image.width, min(y + 256, image.height))))
-        grey[y : y + 256] = (strip.astype(np.int64) >> 8).clip(0, 255)
-    return Image.fromarray(grey)
-
-
-def resize(image, size):
-    """Pillow's bilinear resize with antialiasing; size: (width, height)."""
-    return image.resize(size, Image.Resampling.BILINEAR)
 
 
 def open_split(root, split, image_size=None):
@@ -162,91 +31,23 @@ def open_split(root, split, image_size=None):
     image_size, patch_size, stride (None where a JPEG folder does not say), default_workers (processes that reading is worth).
     """
     root = Path(root)
-    if split not in SPLITS:
-        raise InputError(f"--split {shown(split)}: must be one of {', '.join(SPLITS)}")
+    if split not in on_disk.SPLITS:
+        raise InputError(f"--split {printable(split)}: must be one of {', '.join(on_disk.SPLITS)}")
     if (root / "dataset.json").is_file():
         return ArrayPatches(root, split, image_size)
     if not root.is_dir():
         raise InputError(
-            f"{shown(root)}: no such folder; make a patch set with preprocessing.py --out {shown(root)}"
+            f"{printable(root)}: no such folder; make a patch set with preprocessing.py --out {printable(root)}"
         )
     if (root / "arrays").is_dir():
         raise InputError(
-            f"{shown(root)}: preprocessing has not finished here (no dataset.json); run preprocessing.py again, it goes on where it stopped"
+            f"{printable(root)}: preprocessing has not finished here (no dataset.json); run preprocessing.py again, it goes on where it stopped"
         )
-    if any((root / name).is_dir() for name in SPLITS):
+    if any((root / name).is_dir() for name in on_disk.SPLITS):
         return JpegPatches(root, split, image_size or 224)
     raise InputError(
-        f"{shown(root)}: no patch set (no dataset.json, no train, val or test folder); make one with preprocessing.py --out"
+        f"{printable(root)}: no patch set (no dataset.json, no train, val or test folder); make one with preprocessing.py --out"
     )
-
-
-def load_description(root):
-    """dataset.json as a dict. InputError if it is damaged or of another format."""
-    file = Path(root) / "dataset.json"
-    try:
-        description = json.loads(file.read_text(encoding="utf-8"))
-        made_by = description["format"]
-        if (
-            made_by == FORMAT
-            and not {"patch_size", "stride", "image_size", "classes", "raw"} <= description.keys()
-        ):
-            raise ValueError
-    except (ValueError, KeyError, TypeError):
-        raise InputError(
-            f"{shown(file)}: damaged, or not written by preprocessing.py; delete this file and run preprocessing.py again"
-        ) from None
-    if made_by != FORMAT:
-        raise InputError(
-            f"{shown(file)}: patch set of format {shown(made_by)}, this version has {FORMAT}; "
-            "delete the set and make it anew with preprocessing.py"
-        )
-    return description
-
-
-def load_regions(root, split=None):
-    """The rows of regions.csv, of one split or of all."""
-    file = Path(root) / "regions.csv"
-    whole = ("x", "y", "width", "height", "rows", "cols")
-    same = {}  # one object for what many rows say: of hundreds of thousands of rows a third of the memory
-    try:
-        with open(file, newline="", encoding="utf-8") as lines:
-            rows = (
-                {key: int(value) if key in whole else value for key, value in row.items()}
-                for row in csv.DictReader(lines)
-            )
-            return [
-                Region(**{key: same.setdefault(value, value) for key, value in row.items()})
-                for row in rows
-                if split in (None, row["split"])
-            ]
-    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
-        raise InputError(
-            f"{shown(file)}: cannot be read ({shown(error)}); run preprocessing.py again"
-        ) from None
-
-
-def label_type(classes):
-    # Small: labels of tens of millions of patches would else be much of what a training run takes besides its network.
-    return np.min_scalar_type(len(classes) - 1)
-
-
-def array_shape(rows, cols, description):
-    """(height, width) of the array that so many windows cover; description: dataset.json, or its sizes."""
-    size, stride, image_size = (description[key] for key in ("patch_size", "stride", "image_size"))
-    return tuple((n - 1) * stride * image_size // size + image_size for n in (rows, cols))
-
-
-def array_bytes(rows, cols, description):
-    """Size of the array's file; NumPy's header of a three-dimensional array takes 128 bytes."""
-    height, width = array_shape(rows, cols, description)
-    return 128 + height * width * 3
-
-
-def write_array(file, array):
-    """np.save, which says "400 requested and 200 written" where the disk is full, without saying that it is."""
-    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-    file.write(np.ascontiguousarray(array))
 
 
 class ArrayPatches:
@@ -258,18 +59,18 @@ class ArrayPatches:
 
     def __init__(self, root, split, image_size):
         self.root, self.split = Path(root), split
-        self.description = description = load_description(root)
+        self.description = description = on_disk.load_description(root)
         self.classes = description["classes"]
         self.patch_size, self.stride, self.image_size = (
             description[key] for key in ("patch_size", "stride", "image_size")
         )
         if image_size not in (None, self.image_size):
             raise InputError(
-                f"{shown(root)}: its patches are {self.image_size} pixels wide, {image_size} are asked for; "
+                f"{printable(root)}: its patches are {self.image_size} pixels wide, {image_size} are asked for; "
                 f"make a set with preprocessing.py --image-size {image_size}"
             )
-        self.step = scaled_stride(self.patch_size, self.stride, self.image_size)
-        self.regions = load_regions(root, split.removesuffix("_b"))
+        self.step = on_disk.scaled_stride(self.patch_size, self.stride, self.image_size)
+        self.regions = on_disk.load_regions(root, split.removesuffix("_b"))
         counts = np.array([region.rows * region.cols for region in self.regions], dtype=np.int64)
         self._first = np.concatenate(
             [[0], np.cumsum(counts)]
@@ -279,10 +80,10 @@ class ArrayPatches:
         number = {city: i for i, city in enumerate(self.classes)}
         if not {region.city for region in self.regions} <= number.keys():
             raise InputError(
-                f"{shown(root)}: regions.csv has cities that dataset.json has not; run preprocessing.py again"
+                f"{printable(root)}: regions.csv has cities that dataset.json has not; run preprocessing.py again"
             )
         labels = np.array(
-            [number[region.city] for region in self.regions], label_type(self.classes)
+            [number[region.city] for region in self.regions], on_disk.label_type(self.classes)
         )
         self.labels = (
             np.repeat(labels, counts)
@@ -290,11 +91,11 @@ class ArrayPatches:
             else labels[self._locate(np.arange(len(self)))[0]]
         )
         if not len(self):
-            raise InputError(f"{shown(root)}: no patches in {split}")
+            raise InputError(f"{printable(root)}: no patches in {split}")
         self._check_files()
-        _allow_open_files(len(self.regions))
+        machine.allow_open_files(len(self.regions))
         self.nbytes = sum(
-            array_bytes(region.rows, region.cols, description) for region in self.regions
+            on_disk.array_bytes(region.rows, region.cols, description) for region in self.regions
         )  # of the arrays
         self._mapped, self._touched, self._from_disk = {}, 0, True
 
@@ -309,7 +110,7 @@ class ArrayPatches:
                 ]
         except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
             raise InputError(
-                f"{shown(file)}: cannot be read ({shown(error)}); run preprocessing.py again"
+                f"{printable(file)}: cannot be read ({printable(error)}); run preprocessing.py again"
             ) from None
         region, row, col = np.array(rows, dtype=np.int64).reshape(-1, 3).T
         return self._first[region] + row * self._cols[region] + col
@@ -318,11 +119,11 @@ class ArrayPatches:
         # Now rather than after nine hours.
         for region in self.regions:
             file = self.root / region.file
-            if not file.is_file() or file.stat().st_size != array_bytes(
+            if not file.is_file() or file.stat().st_size != on_disk.array_bytes(
                 region.rows, region.cols, self.description
             ):
                 raise InputError(
-                    f"{shown(file)}: missing or not whole; run preprocessing.py again, it makes only what is missing"
+                    f"{printable(file)}: missing or not whole; run preprocessing.py again, it makes only what is missing"
                 )
 
     def __len__(self):
@@ -352,7 +153,7 @@ class ArrayPatches:
         size, step = self.image_size, self.step
         batch = np.empty((len(indices), size, size, 3), np.uint8) if out is None else out
         places = list(zip(*(part.tolist() for part in self._locate(indices))))
-        before = _blocks_read()
+        before = machine.blocks_read()
         if self._from_disk:  # ask for all of them, in the disk's order: twice as fast as one after the other where they are first used
             for region, row in sorted({place[:2] for place in places}):
                 mapped, array = self._array(region)
@@ -368,7 +169,7 @@ class ArrayPatches:
                 self._touched += size * array.strides[0]
                 if self._touched > KEPT_BYTES:
                     self._give_back()
-        self._from_disk = _blocks_read() > before
+        self._from_disk = machine.blocks_read() > before
         return batch
 
     def _array(self, region):
@@ -405,7 +206,8 @@ class ArrayPatches:
         except UnreadableImage:
             return Image.fromarray(stored)
         difference = np.abs(
-            np.asarray(resize(patch, (self.image_size, self.image_size)), np.int16) - stored
+            np.asarray(image_files.resize(patch, (self.image_size, self.image_size)), np.int16)
+            - stored
         )
         return (
             patch if difference.mean() < 4 else Image.fromarray(stored)
@@ -422,17 +224,19 @@ class JpegPatches:
         self.patch_size = self.stride = None
         folder = self.root / split
         if not folder.is_dir():
-            raise InputError(f"{shown(folder)}: no such folder")
+            raise InputError(f"{printable(folder)}: no such folder")
         # Every split must number the classes alike, also if one lacks a city.
-        self.classes = sorted({city.name for name in SPLITS for city in _folders(self.root / name)})
+        self.classes = sorted(
+            {city.name for name in on_disk.SPLITS for city in _folders(self.root / name)}
+        )
         files = [
             (label, path)
             for label, city in enumerate(self.classes)
             for path in _images(folder / city)
         ]
         if not files:
-            raise InputError(f"{shown(folder)}: no images in it, expected <City (CODE)>/*.jpg")
-        self.labels = np.array([label for label, _ in files], label_type(self.classes))
+            raise InputError(f"{printable(folder)}: no images in it, expected <City (CODE)>/*.jpg")
+        self.labels = np.array([label for label, _ in files], on_disk.label_type(self.classes))
         self.files = [path for _, path in files]
 
     def __len__(self):
@@ -450,14 +254,14 @@ class JpegPatches:
         size = (self.image_size, self.image_size)
         batch = np.empty((len(indices), *size, 3), np.uint8) if out is None else out
         for i, index in enumerate(indices):
-            batch[i] = np.asarray(resize(self.original(index), size))
+            batch[i] = np.asarray(image_files.resize(self.original(index), size))
         return batch
 
     def original(self, index, raw=None):
         try:
-            return read_image(self.files[index])
+            return image_files.read_image(self.files[index])
         except UnreadableImage as error:
-            raise InputError(f"{shown(self.files[index])}: {error}")
+            raise InputError(f"{printable(self.files[index])}: {error}")
 
 
 def _folders(folder):
@@ -473,16 +277,8 @@ def _images(folder):
     return [
         folder / name
         for name in names
-        if os.path.splitext(name)[1].lower() in IMAGES and not name.startswith(".")
+        if os.path.splitext(name)[1].lower() in image_files.SUFFIXES and not name.startswith(".")
     ]
-
-
-def _allow_open_files(count):
-    # Every mapped array holds a file open; the usual soft limit of 1024 is below the 1585 rasters of the real data.
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < count + 256:
-        limit = count + 256 if hard == resource.RLIM_INFINITY else min(hard, count + 256)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
 
 
 _maps, _maps_lock = {}, threading.Lock()
@@ -505,11 +301,6 @@ def _map(file):
     return found
 
 
-def _blocks_read():
-    # What this thread has had read from a disk, in the system's units.
-    return resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
-
-
 @lru_cache(maxsize=1)
 def _raster(file):
-    return read_image(file)
+    return image_files.read_image(file)

@@ -3,13 +3,49 @@
 Everything works on whole batches on the device, after loader.normalise; what is drawn is a pure function of seed, epoch and step.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 
-from dl_slicer.patch_sets import batching as loader
+
+def normalise(images, mean, std, flipped=None):
+    """uint8 (n, h, w, 3) to the network's float32 (n, 3, h, w), channels last in memory: (x / 255 - mean) / std.
+
+    flipped: bool tensor (2, n), patches to flip left-right and up-down.
+    """
+    if flipped is not None:
+        images = _flip(images, flipped)
+    scale, shift = constants(
+        images.device, tuple(1 / (255 * s) for s in std), tuple(-m / s for m, s in zip(mean, std))
+    )
+    images = images.float()
+    return torch.addcmul(shift, images, scale, out=images).permute(0, 3, 1, 2)
 
 
-def draw(batch_size, seed, epoch, step):
+def _flip(images, flipped):
+    if (
+        images.device.type != "cpu"
+    ):  # two passes over all of them are cheaper than asking, on the CPU, which they are
+        horizontal, vertical = flipped[:, :, None, None, None]
+        images = torch.where(horizontal, images.flip(2), images)
+        return torch.where(vertical, images.flip(1), images)
+    result = torch.empty_like(images)
+    for image, target, horizontal, vertical in zip(images, result, *flipped.tolist()):
+        target.copy_(image.flip([axis for axis, flip in ((1, horizontal), (0, vertical)) if flip]))
+    return result
+
+
+@lru_cache
+def constants(device, *values):
+    """Tensors on the device of tuples of numbers, made once: copying them would make a GPU wait."""
+    with torch.inference_mode(
+        False
+    ):  # else whoever asks first while evaluating would leave tensors that cannot be trained with
+        return [torch.tensor(value, device=device) for value in values]
+
+
+def draw_changes(batch_size, seed, epoch, step):
     """Uniform random numbers in 0 .. 1, a dict of float32 arrays (batch_size, ...), whatever is made of them: a pure function of the arguments."""
     rng = np.random.default_rng([seed, epoch, step, 2])
     shapes = {
@@ -45,7 +81,7 @@ def augment(images, drawn, mean, std, turns=False, light=0.0):
 
 def relight(images, drawn, mean, std, strength):
     """Another light: the colours of an image go through one 3 x 3 matrix and a shift, so that it costs one pass whatever is in it."""
-    mean, std = loader.constants(images.device, tuple(mean), tuple(std))
+    mean, std = constants(images.device, tuple(mean), tuple(std))
     eye, grey = torch.eye(3, device=images.device), torch.full((3, 3), 1 / 3, device=images.device)
     saturation = torch.exp(spread(drawn["saturation"], 0.35 * strength))[:, None, None]
     matrix = saturation * eye + (1 - saturation) * grey  # (n, 3, 3), of red, green, blue in 0 .. 1

@@ -19,8 +19,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from dl_slicer.cli import InputError, Parser, atomic, run, shown
-from dl_slicer.patch_sets import reading as patches
+from dl_slicer.cities import city_code
+from dl_slicer.cli import InputError, Parser, printable, run
+from dl_slicer.files import atomic
 
 BUDGET = 5_600_000  # bytes of JPEG in the portraits: a third more as text, and the page stays below 10 MB
 SIZES = (
@@ -100,7 +101,7 @@ def write(out, run_folder=None):
     except (KeyError, ValueError, TypeError, FileNotFoundError, csv.Error) as error:
         what = getattr(error, "filename", None) or out
         raise InputError(
-            f"{shown(what)}: no whole results of test_classification.py ({shown(type(error).__name__)}: {shown(error)}); run it again"
+            f"{printable(what)}: no whole results of test_classification.py ({printable(type(error).__name__)}: {printable(error)}); run it again"
         ) from None
     sections = [section for section in sections if section[2]]
     page = PAGE.format(
@@ -342,7 +343,7 @@ def confusion(file, metrics):
         (_, *classes), *rows = csv.reader(lines)
     matrix = [[int(value) for value in row[1:]] for row in rows]
     k = len(classes)
-    codes = [short(patches.code(city)) for city in classes]
+    codes = [short(city_code(city)) for city in classes]
     cell, size = (44, 13) if k <= 8 else (30, 12) if k <= 15 else (17, 10.5)
     side = 12 + max(map(len, codes)) * size * 0.66
     parts = []
@@ -421,7 +422,7 @@ def resemblance(out, metrics):
                 )
     disagree = [row for row in near if row["views"] == "disagree"]
     if disagree:
-        some = ", ".join(name(patches.code(row["city"])) for row in disagree[:12]) + (
+        some = ", ".join(name(city_code(row["city"])) for row in disagree[:12]) + (
             f" and {len(disagree) - 12} more" if len(disagree) > 12 else ""
         )
         words.append(
@@ -435,7 +436,7 @@ def resemblance(out, metrics):
     def three(row, view):
         found = [row[f"{view}_{i}"] for i in (1, 2, 3) if row[f"{view}_{i}"]]
         return " · ".join(
-            f'<abbr title="{esc(city)}">{name(patches.code(city))}</abbr>' for city in found
+            f'<abbr title="{esc(city)}">{name(city_code(city))}</abbr>' for city in found
         ) or "–", found[0] if found else None
 
     rows = []
@@ -443,8 +444,8 @@ def resemblance(out, metrics):
         confused, alike = three(row, "confusion"), three(row, "features")
         rows.append(
             f'<th scope="row" data-v="{esc(row["city"])}">{name(row["city"])}</th>'
-            + td(confused[1] and patches.code(confused[1]), confused[0], False)
-            + td(alike[1] and patches.code(alike[1]), alike[0], False)
+            + td(confused[1] and city_code(confused[1]), confused[0], False)
+            + td(alike[1] and city_code(alike[1]), alike[0], False)
             + td(
                 row["views"],
                 f'<span class="tag {esc(row["views"].split()[0])}">{esc(row["views"])}</span>',
@@ -506,7 +507,7 @@ def portraits(folder, cities):
             figures = "".join(
                 f'<figure><img loading=lazy decoding=async width="{side}" height="{2 * side}" src="data:image/jpeg;base64,{base64.b64encode(tile).decode()}" '
                 f'alt="Patch of {esc(row["true"])}, and below it what in it spoke for {esc(row["explained"])} ({100 * float(row["probability"]):.1f} %)">'
-                f"<figcaption>{esc(patches.code(row['explained']))} {100 * float(row['probability']):.1f}\u00a0%</figcaption></figure>"
+                f"<figcaption>{esc(city_code(row['explained']))} {100 * float(row['probability']):.1f}\u00a0%</figcaption></figure>"
                 for row, tile in found
             )
             groups.append(f"<div><p>{words}</p><div class=strip>{figures}</div></div>")

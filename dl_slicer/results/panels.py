@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from relevance_cam.quality import mask, scale, upsample
+from relevance_cam.maps import mask, scale, upsample
 
 GAP, TOP, INK, PALE, RIGHT, WRONG = (
     8,

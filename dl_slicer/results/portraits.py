@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from dl_slicer.cli import atomic, write_rows
-from dl_slicer.patch_sets import batching as loader
+from dl_slicer.files import atomic, write_rows
+from dl_slicer.patch_sets import transforms
 from dl_slicer.results import panels as figures
 from relevance_cam import RelevanceCAM
 
@@ -63,7 +63,7 @@ def write(out, model, checkpoint, patch_set, logits, near, device, batch_size=8)
         part = shown[i : i + batch_size]
         images = torch.from_numpy(patch_set.read([index for index, _ in part])).to(device)
         maps, _ = cam(
-            loader.normalise(images, checkpoint["mean"], checkpoint["std"]),
+            transforms.normalise(images, checkpoint["mean"], checkpoint["std"]),
             [target for _, target in part],
         )
         masks.update(zip(part, maps[LAYER].float().cpu()))
@@ -148,7 +148,7 @@ def choose(patch_set, logits, label, neighbour, checkpoint):
                 (
                     found if len(hits) else instead,
                     city,
-                    apart(patch_set, own[order], checkpoint),
+                    pick_non_overlapping(patch_set, own[order], checkpoint),
                     len(candidates),
                 )
             )
@@ -166,7 +166,7 @@ def margin(logits, city):
     )
 
 
-def apart(patch_set, order, checkpoint, most=PATCHES):
+def pick_non_overlapping(patch_set, order, checkpoint, most=PATCHES):
     """The first patches of an order (indices), each from another raster as far as there are several, none overlapping another."""
     size, stride = (
         getattr(patch_set, key) or checkpoint[key] or published
@@ -177,7 +177,7 @@ def apart(patch_set, order, checkpoint, most=PATCHES):
         for index in order.tolist():
             if len(chosen) == most:
                 break
-            here = place(patch_set, index)
+            here = window_of(patch_set, index)
             if not any(
                 here[0] == there[0]
                 and (fresh or max(abs(a - b) for a, b in zip(here[1:], there[1:])) * stride < size)
@@ -188,7 +188,7 @@ def apart(patch_set, order, checkpoint, most=PATCHES):
     return chosen
 
 
-def place(patch_set, index):
+def window_of(patch_set, index):
     """(raster, row, col) of a patch by its name; row and col are 0 in a file that is not named as preprocessing.py names them."""
     found = re.search(r"r(\d+)_c(\d+)(\.\w+)?$", patch_set.name(index))
     return (

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from dl_slicer.patch_sets import batching as loader
-from dl_slicer.patch_sets import reading as patches
+from dl_slicer import machine
+from dl_slicer.patch_sets import batching, ordering, reading, transforms
 
 CPU = torch.device("cpu")
 
 
 def test_batches_are_the_same_from_everywhere(data):
     for split in ("train", "test_b"):
-        patch_set = patches.open_split(data, split)
-        order = loader.epoch_order(patch_set.labels, 8, 3, 1)
+        patch_set = reading.open_split(data, split)
+        order = ordering.epoch_order(patch_set.labels, 8, 3, 1)
         expected = [
             (
                 torch.from_numpy(patch_set.read(indices)),
@@ -26,7 +26,7 @@ def test_batches_are_the_same_from_everywhere(data):
             for indices in order
         ]
         for way in ({"where": "files"}, {"where": "device"}, {"workers": 2}):
-            found = list(loader.batches(patch_set, order, CPU, **way))
+            found = list(batching.batches(patch_set, order, CPU, **way))
             assert len(found) == len(order)
             for (images, labels), (right_images, right_labels) in zip(found, expected):
                 assert (
@@ -37,35 +37,35 @@ def test_batches_are_the_same_from_everywhere(data):
 
 
 def test_reading_ahead_ends_when_the_loop_does(data):
-    patch_set = patches.open_split(data, "train")
-    batches = loader.batches(patch_set, loader.epoch_order(patch_set.labels, 8, 0, 0), CPU)
+    patch_set = reading.open_split(data, "train")
+    batches = batching.batches(patch_set, ordering.epoch_order(patch_set.labels, 8, 0, 0), CPU)
     next(batches)
     batches.close()  # as an interrupted evaluation does: must neither hang nor raise
 
 
 def test_an_unreadable_patch_reaches_the_loop(data, tmp_path):
     shutil.copytree(data, tmp_path / "set")
-    patch_set = patches.open_split(tmp_path / "set", "train")
+    patch_set = reading.open_split(tmp_path / "set", "train")
     shutil.rmtree(tmp_path / "set" / "arrays")
     with pytest.raises(FileNotFoundError):
-        list(loader.batches(patch_set, [np.arange(4)], CPU))
+        list(batching.batches(patch_set, [np.arange(4)], CPU))
 
 
 def test_arrays_stay_in_files_on_a_cpu_and_where_a_gpu_has_no_room(data, monkeypatch):
-    patch_set = patches.open_split(data, "train")
-    assert loader.place(patch_set, CPU) == "files"
+    patch_set = reading.open_split(data, "train")
+    assert batching.choose_storage(patch_set, CPU) == "files"
     for free, where in ((2 * patch_set.nbytes, "device"), (2 * patch_set.nbytes - 2, "files")):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10 * free))
-        assert loader.place(patch_set, torch.device("cuda")) == where
+        assert batching.choose_storage(patch_set, torch.device("cuda")) == where
 
 
 def test_mapped_memory_is_given_back(data, monkeypatch):
-    patch_set = patches.open_split(data, "train")
+    patch_set = reading.open_split(data, "train")
     order = np.random.default_rng(0).permutation(len(patch_set))
     expected = patch_set.read(order)
     assert patch_set._touched == 0  # all of it is smaller than what may be kept
     given_back = []
-    monkeypatch.setattr(patches, "KEPT_BYTES", 20000)
+    monkeypatch.setattr(reading, "KEPT_BYTES", 20000)
     monkeypatch.setattr(
         patch_set,
         "_give_back",
@@ -78,16 +78,16 @@ def test_mapped_memory_is_given_back(data, monkeypatch):
 
 
 def test_reading_from_a_disk_asks_first(data, monkeypatch):
-    patch_set = patches.open_split(data, "train")
+    patch_set = reading.open_split(data, "train")
     blocks = iter(range(100))
     expected = patch_set.read(range(20))
     monkeypatch.setattr(
-        patches, "_blocks_read", lambda: next(blocks)
+        machine, "blocks_read", lambda: next(blocks)
     )  # each read had to wait for the disk
     for _ in range(2):
         assert np.array_equal(patch_set.read(range(20)), expected)
         assert patch_set._from_disk
-    monkeypatch.setattr(patches, "_blocks_read", lambda: 0)
+    monkeypatch.setattr(machine, "blocks_read", lambda: 0)
     patch_set.read(range(20))
     assert not patch_set._from_disk
 
@@ -98,7 +98,7 @@ def test_flips_on_a_cpu():
     expected = torch.stack([images[0], images[1].flip(1), images[2].flip(0), images[3].flip(0, 1)])
     before = images.clone()
     assert torch.equal(
-        loader.normalise(images, (0, 0, 0), (1 / 255,) * 3, flipped),
+        transforms.normalise(images, (0, 0, 0), (1 / 255,) * 3, flipped),
         expected.permute(0, 3, 1, 2).float(),
     )
     assert torch.equal(images, before)
@@ -107,9 +107,9 @@ def test_flips_on_a_cpu():
 def test_constants_made_while_evaluating_can_be_trained_with():
     images = torch.zeros(2, 4, 4, 3, dtype=torch.uint8)
     with torch.inference_mode():
-        loader.normalise(images, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+        transforms.normalise(images, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     layer = torch.nn.Conv2d(3, 1, 1)
-    layer(loader.normalise(images, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))).sum().backward()
+    layer(transforms.normalise(images, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))).sum().backward()
     assert layer.weight.grad.abs().sum() > 0
 
 
@@ -163,7 +163,7 @@ def test_other_patches_are_not_timed(work, tmp_path):
     with pytest.raises(AssertionError):
         benchmarks.check_patches(tmp_path)
     with pytest.raises(AssertionError):
-        benchmarks.check_batches(tmp_path, patches.open_split(tmp_path / "patches", "train"), CPU)
+        benchmarks.check_batches(tmp_path, reading.open_split(tmp_path / "patches", "train"), CPU)
 
 
 def test_what_grows(tmp_path):

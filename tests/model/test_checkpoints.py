@@ -28,9 +28,8 @@ sys.path.insert(0, str(ROOT))
 
 import test_classification  # noqa: E402
 from benchmarks.growth import memory  # noqa: E402
-from dl_slicer.cli import InputError  # noqa: E402
-from dl_slicer.model import checkpoints as classifier  # noqa: E402
-from dl_slicer.model import foreign_files as torch_file  # noqa: E402
+from dl_slicer.cli import InputError
+from dl_slicer.model import checkpoints, networks, pickles
 
 PUBLISHED = ("resnet18", "resnet34", "resnet50", "resnet101")
 GIB = 2**30
@@ -113,8 +112,8 @@ def tiny_checkpoint(**changes):
         "model": tiny_state(),
         "arch": "resnet18",
         "classes": ["Aa (AAA)", "Bb", "Cç"],
-        "mean": list(classifier.MEAN),
-        "std": list(classifier.STD),
+        "mean": list(networks.MEAN),
+        "std": list(networks.STD),
         "image_size": 224,
         "patch_size": 480,
         "stride": 240,
@@ -161,7 +160,7 @@ def test_published_model_predicts_the_same(tmp_path, on_cuda, arch, new):
             type(torch.load(path, map_location="cpu", weights_only=False)) is torch.nn.DataParallel
         )
         assert b"cuda:0" in path.read_bytes()
-    loaded, checkpoint = classifier.load_checkpoint(path)
+    loaded, checkpoint = checkpoints.load_checkpoint(path)
     assert (
         checkpoint["arch"] == arch
         and checkpoint["classes"] is None
@@ -230,7 +229,7 @@ def test_published_model_predicts_the_same(tmp_path, on_cuda, arch, new):
     ],
 )
 def test_forms(tmp_path, on_cuda, resnet18, form, classes):
-    loaded, checkpoint = classifier.load_checkpoint(saved(tmp_path / "weights", form(resnet18)))
+    loaded, checkpoint = checkpoints.load_checkpoint(saved(tmp_path / "weights", form(resnet18)))
     assert checkpoint["classes"] == classes
     assert torch.equal(predict(loaded), predict(resnet18))
 
@@ -251,7 +250,7 @@ def test_model_of_older_versions(tmp_path):
             "training",
         ):
             vars(module).pop(name, None)
-    loaded, _ = classifier.load_checkpoint(
+    loaded, _ = checkpoints.load_checkpoint(
         saved(tmp_path / "old.pth", model, _use_new_zipfile_serialization=False)
     )
     assert torch.equal(predict(loaded), expected)
@@ -295,7 +294,7 @@ def test_reads_what_torch_load_reads(tmp_path, new):
             len(a) == len(b) and all(map(same, a, b)) if isinstance(a, (list, tuple)) else a == b
         )
 
-    found = torch_file.read(path)
+    found = pickles.read(path)
     assert same(found, torch.load(path, weights_only=True))
     found["parts"][0].fill_(-1)
     assert found["parts"][2][1, 0] == -1  # still parts of one tensor
@@ -310,20 +309,20 @@ def test_pickle_protocols(tmp_path, protocol):
             pickle_protocol=protocol,
             _use_new_zipfile_serialization=new,
         )
-        assert equal(classifier.read_file(path)["model"], tiny_state())
+        assert equal(checkpoints.read_file(path)["model"], tiny_state())
 
 
 def test_own_checkpoint_keeps_all_it_has(tmp_path):
     content = tiny_checkpoint()
-    found = classifier.read_file(saved(tmp_path / "best.pth", content))
+    found = checkpoints.read_file(saved(tmp_path / "best.pth", content))
     assert found.keys() == content.keys() and equal(found["model"], content["model"])
     assert all(found[key] == content[key] for key in content.keys() - {"model", "rng", "optimizer"})
 
 
 def test_class_names_come_from_the_data_set(tmp_path, capsys):
     data = types.SimpleNamespace(classes=["Aa (AAA)", "Bb", "Cç"])
-    nameless = classifier.read_file(saved(tmp_path / "state.pth", tiny_state()))
-    assert classifier.class_names(nameless, data, "data", "state.pth") == data.classes
+    nameless = checkpoints.read_file(saved(tmp_path / "state.pth", tiny_state()))
+    assert checkpoints.class_names(nameless, data, "data", "state.pth") == data.classes
     assert (
         capsys.readouterr().out
         == "state.pth: has no class names; taken to be those of data in sorted order\n"
@@ -331,16 +330,16 @@ def test_class_names_come_from_the_data_set(tmp_path, capsys):
     with pytest.raises(
         InputError, match="state.pth tells 3 classes apart, without their names; data has 2"
     ):
-        classifier.class_names(
+        checkpoints.class_names(
             nameless, types.SimpleNamespace(classes=["a", "b"]), "data", "state.pth"
         )
-    named = classifier.read_file(saved(tmp_path / "own.pth", tiny_checkpoint()))
+    named = checkpoints.read_file(saved(tmp_path / "own.pth", tiny_checkpoint()))
     assert (
-        classifier.class_names(named, data, "data", "own.pth") == data.classes
+        checkpoints.class_names(named, data, "data", "own.pth") == data.classes
         and not capsys.readouterr().out
     )
     with pytest.raises(InputError, match="only in the data: Dd; only in the checkpoint: Cç"):
-        classifier.class_names(
+        checkpoints.class_names(
             named, types.SimpleNamespace(classes=["Aa (AAA)", "Bb", "Dd"]), "data", "own.pth"
         )
 
@@ -376,7 +375,7 @@ def test_published_model_in_testing(tmp_path, on_cuda, capsys):
 
 def test_weights_with_another_last_layer(tmp_path, on_cuda, resnet18, capsys):
     path = saved(tmp_path / "model.pth", published(resnet18))
-    model = classifier.build("resnet18", 7, str(path))
+    model = checkpoints.build("resnet18", 7, str(path))
     assert (
         f"--weights {path}: its last layer has 5 classes, a new one with 7 takes its place"
         in capsys.readouterr().out
@@ -385,7 +384,7 @@ def test_weights_with_another_last_layer(tmp_path, on_cuda, resnet18, capsys):
     model.fc = resnet18.fc
     assert equal(model.state_dict(), resnet18.state_dict())
     assert (
-        equal(classifier.build("resnet18", 5, str(path)).state_dict(), resnet18.state_dict())
+        equal(checkpoints.build("resnet18", 5, str(path)).state_dict(), resnet18.state_dict())
         and not capsys.readouterr().out
     )
 
@@ -393,13 +392,13 @@ def test_weights_with_another_last_layer(tmp_path, on_cuda, resnet18, capsys):
 def test_weights_of_another_network(tmp_path, resnet18):
     path = saved(tmp_path / "model.pth", resnet18.state_dict())
     assert "weights of resnet18, not of --arch resnet50" in refusal(
-        lambda path: classifier.build("resnet50", 5, path), path
+        lambda path: checkpoints.build("resnet50", 5, path), path
     )
     saved(path, torchvision.models.squeezenet1_1().state_dict())
     assert "weights of none of resnet18, resnet34" in refusal(
-        lambda path: classifier.build("resnet50", 5, path), path
+        lambda path: checkpoints.build("resnet50", 5, path), path
     )
-    assert "weights of none of resnet18, resnet34" in refusal(classifier.load_checkpoint, path)
+    assert "weights of none of resnet18, resnet34" in refusal(checkpoints.load_checkpoint, path)
 
 
 def imagenet_of(file, monkeypatch):
@@ -420,7 +419,7 @@ def test_imagenet_weights(tmp_path, resnet18, monkeypatch, capsys):
     imagenet_of(file, monkeypatch)
     for _ in range(2):
         assert equal(
-            classifier.build("resnet18", 5, "imagenet").state_dict(), resnet18.state_dict()
+            checkpoints.build("resnet18", 5, "imagenet").state_dict(), resnet18.state_dict()
         )
         file.unlink(missing_ok=True)
     # Torch's cache under torchvision's own name for them.
@@ -434,14 +433,14 @@ def test_imagenet_weights(tmp_path, resnet18, monkeypatch, capsys):
         / Path(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url).name
     )
     (cached.parent / file.name).rename(cached)
-    model = classifier.build("resnet18", 4, "imagenet")
+    model = checkpoints.build("resnet18", 4, "imagenet")
     assert torch.equal(model.layer4[1].conv2.weight, resnet18.layer4[1].conv2.weight)
     assert (
         "its last layer has 5 classes, a new one with 4 takes its place" in capsys.readouterr().out
     )
     cached.write_bytes(cached.read_bytes()[:100000])
     with pytest.raises(InputError, match="ImageNet weights for resnet18 cannot be had"):
-        classifier.build("resnet18", 4, "imagenet")
+        checkpoints.build("resnet18", 4, "imagenet")
 
 
 def test_imagenet_weights_that_are_not_to_be_had(tmp_path, monkeypatch):
@@ -453,14 +452,14 @@ def test_imagenet_weights_that_are_not_to_be_had(tmp_path, monkeypatch):
     ):  # another hash; not there, as without a connection
         imagenet_of(file, monkeypatch)
         with pytest.raises(InputError, match="--weights PATH.*--weights none") as error:
-            classifier.build("resnet18", 4, "imagenet")
+            checkpoints.build("resnet18", 4, "imagenet")
         assert file.as_uri() in str(error.value) and str(error.value).isprintable()
         assert not list((tmp_path / "home").rglob("*.pth"))
     monkeypatch.undo()
     with pytest.raises(
         InputError, match="torchvision has none for resnet18; take --weights imagenet"
     ):
-        classifier.build("resnet18", 4, "imagenet-v2")
+        checkpoints.build("resnet18", 4, "imagenet-v2")
 
 
 # --------------------------------------------------------------------------------------------------------- files that mean harm
@@ -500,7 +499,7 @@ def test_calls_are_refused_by_name_and_not_made(tmp_path, writer):
             WRITERS[writer](content, path)
             assert (
                 f"refused, nothing of it was run: it asks for {name}, which no ResNet needs"
-                in refusal(classifier.load_checkpoint, path)
+                in refusal(checkpoints.load_checkpoint, path)
             )
     for content in (
         {**tiny_state(), "x": call},
@@ -508,7 +507,7 @@ def test_calls_are_refused_by_name_and_not_made(tmp_path, writer):
         tiny_checkpoint(args=Call(eval, "1")),
     ):
         WRITERS[writer](content, path)
-        assert "nothing of it was run: it asks for" in refusal(classifier.load_checkpoint, path)
+        assert "nothing of it was run: it asks for" in refusal(checkpoints.load_checkpoint, path)
     assert not victim.exists()
 
 
@@ -518,7 +517,7 @@ def test_other_classes_of_a_listed_name_are_refused(tmp_path, monkeypatch):
     model = torchvision.models.resnet18()
     model.conv1 = sys.modules["evil"].Conv2d(3, 64, 7, 2, 3, bias=False)
     assert "it asks for evil.Conv2d" in refusal(
-        classifier.read_file, saved(tmp_path / "model.pth", model)
+        checkpoints.read_file, saved(tmp_path / "model.pth", model)
     )
 
 
@@ -555,7 +554,7 @@ def shortcut(model):
 def test_models_that_compute_something_else_are_refused(tmp_path, change, said):
     model = tiny_model()
     change(model)
-    assert said in refusal(classifier.read_file, saved(tmp_path / "model.pth", published(model)))
+    assert said in refusal(checkpoints.read_file, saved(tmp_path / "model.pth", published(model)))
 
 
 class Storage:
@@ -595,7 +594,7 @@ def tensor(offset, size, stride, count=16, key="0"):
 def test_tampered_tensors(tmp_path):
     path = tmp_path / "a.pth"
     assert torch.equal(
-        torch_file.read(crafted(path, tensor(1, (2, 3), (6, 2))))["w"],
+        pickles.read(crafted(path, tensor(1, (2, 3), (6, 2))))["w"],
         torch.tensor([[1.0, 3, 5], [7, 9, 11]]),
     )
     for bad in [
@@ -622,7 +621,7 @@ def test_tampered_tensors(tmp_path):
         (0, (1,), (1,), 16, "1"),
         (0, (1,), (1,), 16, "../data.pkl"),
     ]:
-        assert "damaged" in refusal(torch_file.read, crafted(path, tensor(*bad)))
+        assert "damaged" in refusal(pickles.read, crafted(path, tensor(*bad)))
 
 
 TWINS = (
@@ -665,7 +664,7 @@ def test_bombs_fizzle_out(tmp_path, pickled, said):
     with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02" + pickled)
     started = time.process_time()
-    assert said in refusal(classifier.load_checkpoint, tmp_path / "a.pth")
+    assert said in refusal(checkpoints.load_checkpoint, tmp_path / "a.pth")
     assert time.process_time() - started < 5
 
 
@@ -678,7 +677,7 @@ def test_files_that_are_no_checkpoint(tmp_path):
     for content in (whole, legacy):
         for length in (1, 3, 5, 100, len(content) // 2, len(content) - 1000, len(content) - 1):
             path.write_bytes(content[:length])
-            refusal(classifier.load_checkpoint, path)
+            refusal(checkpoints.load_checkpoint, path)
     for content, said in [
         (b"", "an empty file"),
         (b"hello, world", "no checkpoint: torch.save writes no such file"),
@@ -688,14 +687,14 @@ def test_files_that_are_no_checkpoint(tmp_path):
         (b"PK\x03\x04" + bytes(99), "damaged or cut short (File is not a zip file)"),
     ]:
         path.write_bytes(content)
-        assert said in refusal(classifier.load_checkpoint, path)
+        assert said in refusal(checkpoints.load_checkpoint, path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("word/document.xml", "<text/>")
-    assert "a zip archive, but no checkpoint" in refusal(classifier.load_checkpoint, path)
-    crafted(path, {"w": torch_file.LIMIT * "a"}, compression=zipfile.ZIP_DEFLATED)
-    assert "compressed or too large" in refusal(classifier.load_checkpoint, path)
+    assert "a zip archive, but no checkpoint" in refusal(checkpoints.load_checkpoint, path)
+    crafted(path, {"w": pickles.LIMIT * "a"}, compression=zipfile.ZIP_DEFLATED)
+    assert "compressed or too large" in refusal(checkpoints.load_checkpoint, path)
     assert "compressed or too large" in refusal(
-        classifier.load_checkpoint, crafted(path, {"w": torch_file.LIMIT * "a"})
+        checkpoints.load_checkpoint, crafted(path, {"w": pickles.LIMIT * "a"})
     )
     for content in (
         {},
@@ -708,14 +707,16 @@ def test_files_that_are_no_checkpoint(tmp_path):
         [tiny_state()],
         {"model": {"conv1.weight": 3}},
     ):
-        assert "no checkpoint: neither" in refusal(classifier.load_checkpoint, saved(path, content))
+        assert "no checkpoint: neither" in refusal(
+            checkpoints.load_checkpoint, saved(path, content)
+        )
     os.mkfifo(tmp_path / "fifo")
     for odd, said in [
         (tmp_path, "no regular file"),
         (tmp_path / "fifo", "no regular file"),
         (tmp_path / "none", "no such file"),
     ]:
-        assert said in refusal(classifier.load_checkpoint, odd)
+        assert said in refusal(checkpoints.load_checkpoint, odd)
 
 
 def test_one_wrong_bit_in_the_weights_is_noticed(tmp_path):
@@ -725,14 +726,14 @@ def test_one_wrong_bit_in_the_weights_is_noticed(tmp_path):
         content[archive.getinfo("a/data/0").header_offset + 1000] ^= 1
     path.write_bytes(content)
     assert "damaged or cut short (Bad CRC-32 for file 'a/data/0')" in refusal(
-        classifier.load_checkpoint, path
+        checkpoints.load_checkpoint, path
     )
 
 
 def test_numbers_that_are_none(tmp_path, resnet18):
     state = {**resnet18.state_dict(), "layer3.1.bn2.running_var": torch.full((256,), float("nan"))}
     assert "damaged, layer3.1.bn2.running_var has values that are not finite" in refusal(
-        classifier.load_checkpoint, saved(tmp_path / "a.pth", state)
+        checkpoints.load_checkpoint, saved(tmp_path / "a.pth", state)
     )
 
 
@@ -778,7 +779,7 @@ def test_numbers_that_are_none(tmp_path, resnet18):
 def test_fields_that_cannot_be_right(tmp_path, key, values):
     for value in values:
         assert f"damaged: its {key} cannot be right for resnet18 with 3 outputs" in refusal(
-            classifier.load_checkpoint, saved(tmp_path / "a.pth", tiny_checkpoint(**{key: value}))
+            checkpoints.load_checkpoint, saved(tmp_path / "a.pth", tiny_checkpoint(**{key: value}))
         )
 
 
@@ -857,7 +858,7 @@ def main(folder):
         signal.alarm(30)
         started = time.time()
         try:
-            (classifier.load_checkpoint if name == "large.zip" else classifier.read_file)(path)
+            (checkpoints.load_checkpoint if name == "large.zip" else checkpoints.read_file)(path)
             result["read"] += 1
         except InputError as error:
             assert str(error).isprintable() and len(str(error)) < 500, (seed, str(error))

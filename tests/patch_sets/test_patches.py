@@ -15,16 +15,17 @@ import pytest
 from conftest import ROOT, SMALL, make_raw, picture
 from PIL import Image
 
+from dl_slicer.cities import city_code
 from dl_slicer.cli import InputError
-from dl_slicer.patch_sets import reading as patches
-from dl_slicer.patch_sets.reading import UnreadableImage, read_image
+from dl_slicer.patch_sets import image_files, on_disk, reading
+from dl_slicer.patch_sets.image_files import UnreadableImage
 
 # ------------------------------------------------------------------------------------------------------------- small functions
 
 
 def test_code():
     assert [
-        patches.code(city)
+        city_code(city)
         for city in (
             "Almaty (ALA)",
             "Sao Paulo (x) (GRU)",
@@ -40,15 +41,15 @@ def test_windows_are_those_that_fit():
     for length in range(1, 60):
         for size in (1, 7, 24):
             for stride in (1, 5, 24, 30):
-                assert patches.windows(length, size, stride) == sum(
+                assert on_disk.count_windows(length, size, stride) == sum(
                     start + size <= length for start in range(0, length, stride)
                 )
 
 
 def test_scaled_stride():
-    assert patches.scaled_stride(480, 240, 224) == 112
-    assert patches.scaled_stride(480, 60, 224) == 28
-    assert patches.scaled_stride(480, 240, 256) == 128
+    assert on_disk.scaled_stride(480, 240, 224) == 112
+    assert on_disk.scaled_stride(480, 60, 224) == 28
+    assert on_disk.scaled_stride(480, 240, 256) == 128
     for stride, image_size, near in (
         (100, 224, (90, 105)),
         (100, 255, (96, 128)),
@@ -56,22 +57,22 @@ def test_scaled_stride():
         (239, 224, (225, 240)),
     ):
         with pytest.raises(InputError, match=f"--stride {' or '.join(map(str, near))}$"):
-            patches.scaled_stride(480, stride, image_size)
+            on_disk.scaled_stride(480, stride, image_size)
         for works in near:
-            patches.scaled_stride(480, works, image_size)
+            on_disk.scaled_stride(480, works, image_size)
 
 
 def test_arrays_are_what_numpy_saves(tmp_path):
     for rows, cols in ((1, 1), (19, 9)):
         sizes = {"patch_size": 480, "stride": 240, "image_size": 224}
-        shape = (*patches.array_shape(rows, cols, sizes), 3)
+        shape = (*on_disk.array_shape(rows, cols, sizes), 3)
         assert shape == (112 * rows + 112, 112 * cols + 112, 3)
         array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         with open(tmp_path / "ours.npy", "wb") as file:
-            patches.write_array(file, array)
+            on_disk.write_array(file, array)
         np.save(tmp_path / "numpy.npy", array)
         assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "numpy.npy").read_bytes()
-        assert (tmp_path / "ours.npy").stat().st_size == patches.array_bytes(rows, cols, sizes)
+        assert (tmp_path / "ours.npy").stat().st_size == on_disk.array_bytes(rows, cols, sizes)
 
 
 # ---------------------------------------------------------------------------------------------------------- reading a patch set
@@ -81,9 +82,9 @@ def test_patches_are_slices_in_order(preprocess, tmp_path):
     make_raw(tmp_path / "raw")
     out = preprocess()
     for split, regions in (("train", 4), ("val", 2), ("test", 2)):
-        dataset = patches.open_split(out, split)
+        dataset = reading.open_split(out, split)
         expected, labels, names, rasters = [], [], [], []
-        for region in patches.load_regions(out):
+        for region in on_disk.load_regions(out):
             if region.split != split:
                 continue
             array = np.load(out / region.file)
@@ -111,7 +112,7 @@ def test_patches_are_slices_in_order(preprocess, tmp_path):
 def test_test_b_is_part_of_test(preprocess, tmp_path):
     make_raw(tmp_path / "raw")
     out = preprocess()
-    test, sample = patches.open_split(out, "test"), patches.open_split(out, "test_b")
+    test, sample = reading.open_split(out, "test"), reading.open_split(out, "test_b")
     number = {test.name(i): i for i in range(len(test))}
     chosen = [number[sample.name(i)] for i in range(len(sample))]
     assert len(set(chosen)) == len(chosen) == 10
@@ -122,7 +123,7 @@ def test_test_b_is_part_of_test(preprocess, tmp_path):
 def test_original_is_cut_from_the_raster(preprocess, tmp_path):
     make_raw(tmp_path / "raw")
     out = preprocess()
-    dataset = patches.open_split(out, "val")
+    dataset = reading.open_split(out, "val")
     for i in (0, len(dataset) - 1):
         region, row, col = dataset.locate(i)
         with Image.open(tmp_path / "raw" / region.raster) as raster:
@@ -136,9 +137,9 @@ def test_original_is_cut_from_the_raster(preprocess, tmp_path):
 @pytest.mark.parametrize("change", ["gone", "text", "smaller", "other pixels"])
 def test_original_of_a_raster_that_has_changed_is_the_stored_patch(preprocess, tmp_path, change):
     make_raw(tmp_path / "raw")
-    dataset = patches.open_split(preprocess(), "test")
+    dataset = reading.open_split(preprocess(), "test")
     raster = tmp_path / "raw" / dataset.raster(0)
-    patches._raster.cache_clear()
+    reading._raster.cache_clear()
     raster.unlink()
     if change == "text":
         raster.write_text("no image")
@@ -149,9 +150,9 @@ def test_original_of_a_raster_that_has_changed_is_the_stored_patch(preprocess, t
 
 def test_original_where_the_raw_folder_has_moved(preprocess, tmp_path):
     raw = make_raw(tmp_path / "raw")
-    dataset = patches.open_split(preprocess(), "test")
+    dataset = reading.open_split(preprocess(), "test")
     raw.rename(tmp_path / "moved")
-    patches._raster.cache_clear()
+    reading._raster.cache_clear()
     assert dataset.original(0).size == (28, 28)
     assert dataset.original(0, raw=tmp_path / "moved").size == (48, 48)
 
@@ -164,12 +165,12 @@ def test_a_set_that_has_moved_finds_its_rasters(preprocess, tmp_path):
     out = preprocess(
         out=tmp_path / "here" / "link" / "out"
     )  # `..` from here leads to disk, not to here
-    assert patches.open_split(out, "test").original(0).size == (48, 48)
+    assert reading.open_split(out, "test").original(0).size == (48, 48)
     for name in ("raw", "disk"):
         (tmp_path / "elsewhere").mkdir(exist_ok=True)
         (tmp_path / name).rename(tmp_path / "elsewhere" / name)
-    patches._raster.cache_clear()
-    assert patches.open_split(tmp_path / "elsewhere" / "disk" / "out", "test").original(0).size == (
+    reading._raster.cache_clear()
+    assert reading.open_split(tmp_path / "elsewhere" / "disk" / "out", "test").original(0).size == (
         48,
         48,
     )
@@ -240,33 +241,33 @@ BROKEN_SETS = {
 def test_broken_sets_are_refused(preprocess, tmp_path, name):
     make_raw(tmp_path / "raw")
     out = preprocess()
-    patches.open_split(out, "test_b")
+    reading.open_split(out, "test_b")
     damage, message = BROKEN_SETS[name]
     damage(out)
     with pytest.raises(InputError, match=message) as caught:
-        patches.open_split(out, "test_b")
+        reading.open_split(out, "test_b")
     assert "\n" not in str(caught.value) and str(out) in str(caught.value)
 
 
 def test_what_is_no_patch_set(preprocess, tmp_path):
     make_raw(tmp_path / "raw")
     with pytest.raises(InputError, match="no such folder"):
-        patches.open_split(tmp_path / "nowhere", "train")
+        reading.open_split(tmp_path / "nowhere", "train")
     with pytest.raises(InputError, match="no patch set"):
-        patches.open_split(tmp_path / "raw", "train")
+        reading.open_split(tmp_path / "raw", "train")
     with pytest.raises(InputError, match="must be one of train, val, test, test_b"):
-        patches.open_split(tmp_path / "raw", "tes\nt")
+        reading.open_split(tmp_path / "raw", "tes\nt")
     out = preprocess()
     with pytest.raises(InputError, match="28 pixels wide, 32 are asked for"):
-        patches.open_split(out, "train", 32)
-    assert len(patches.open_split(out, "train", 28))
+        reading.open_split(out, "train", 32)
+    assert len(reading.open_split(out, "train", 28))
 
 
 # ----------------------------------------------------------------------------------------------------------- the published layout
 
 
 def copy_jpegs(out, to):
-    for split in patches.SPLITS:
+    for split in on_disk.SPLITS:
         shutil.copytree(out / split, to / split)
     return to
 
@@ -275,8 +276,8 @@ def test_jpegs_read_back_as_data(preprocess, tmp_path):
     make_raw(tmp_path / "raw")
     out = preprocess("--jpegs")
     jpegs = copy_jpegs(out, tmp_path / "published")
-    for split in patches.SPLITS:
-        arrays, folder = patches.open_split(out, split), patches.open_split(jpegs, split, 28)
+    for split in on_disk.SPLITS:
+        arrays, folder = reading.open_split(out, split), reading.open_split(jpegs, split, 28)
         assert folder.classes == arrays.classes and folder.image_size == 28
         # Both are in the order of city, site, raster, row and column.
         assert folder.labels.dtype == np.uint8 and folder.labels.tolist() == arrays.labels.tolist()
@@ -292,7 +293,7 @@ def test_jpegs_read_back_as_data(preprocess, tmp_path):
         assert (
             folder.raster(0) == f"{split}/Aa (AAA)/{'site1' if split == 'train' else 'site3'}__2020"
         )
-    assert patches.open_split(jpegs, "train").read([0]).shape == (1, 224, 224, 3)
+    assert reading.open_split(jpegs, "train").read([0]).shape == (1, 224, 224, 3)
 
 
 def test_every_split_of_a_folder_numbers_the_classes_alike(preprocess, tmp_path):
@@ -302,22 +303,22 @@ def test_every_split_of_a_folder_numbers_the_classes_alike(preprocess, tmp_path)
     (jpegs / "test" / ".ipynb_checkpoints").mkdir()
     (jpegs / "test" / "Bb (BBB)" / "Thumbs.db").write_text("")
     (jpegs / "test" / "Bb (BBB)" / ".hidden.jpg").write_text("")
-    test = patches.open_split(jpegs, "test")
+    test = reading.open_split(jpegs, "test")
     assert test.classes == ["Aa (AAA)", "Bb (BBB)"] and set(test.labels) == {1}
-    assert len(test) == len(patches.open_split(tmp_path / "out", "test")) / 2
+    assert len(test) == len(reading.open_split(tmp_path / "out", "test")) / 2
     test.read(range(len(test)))
     shutil.rmtree(jpegs / "val")
     with pytest.raises(InputError, match="val: no such folder"):
-        patches.open_split(jpegs, "val")
+        reading.open_split(jpegs, "val")
     shutil.rmtree(jpegs / "test" / "Bb (BBB)")
     with pytest.raises(InputError, match="test: no images"):
-        patches.open_split(jpegs, "test")
+        reading.open_split(jpegs, "test")
 
 
 def test_a_broken_jpeg_is_named(preprocess, tmp_path):
     make_raw(tmp_path / "raw")
     jpegs = copy_jpegs(preprocess("--jpegs"), tmp_path / "published")
-    dataset = patches.open_split(jpegs, "val", 28)
+    dataset = reading.open_split(jpegs, "val", 28)
     os.truncate(dataset.files[1], 900)
     dataset.read([0])
     with pytest.raises(
@@ -333,8 +334,9 @@ def test_a_broken_jpeg_is_named(preprocess, tmp_path):
 def test_reading_needs_no_torch(preprocess, tmp_path):
     make_raw(tmp_path / "raw")
     jpegs = copy_jpegs(preprocess("--jpegs"), tmp_path / "published")
-    code = """import sys, preprocessing, patches
-for folder in sys.argv[1:]: patches.open_split(folder, "test").read([0])
+    code = """import sys, preprocessing
+from dl_slicer.patch_sets import reading
+for folder in sys.argv[1:]: reading.open_split(folder, "test").read([0])
 slow = {"torch", "torchvision", "sklearn", "matplotlib", "scipy"} & sys.modules.keys()
 assert not slow, slow"""
     subprocess.run(
@@ -453,7 +455,7 @@ def test_every_kind_of_pixel_becomes_what_it_looks_like(tmp_path):
             (tmp_path / name).write_bytes(content)
         else:
             content.save(tmp_path / name, **options)
-        image = read_image(tmp_path / name)
+        image = image_files.read_image(tmp_path / name)
         got = np.asarray(image).astype(int)
         expected = np.broadcast_to(
             expected if expected.ndim == 3 else expected[:, :, None], (50, 60, 3)
@@ -468,7 +470,9 @@ def test_every_kind_of_pixel_becomes_what_it_looks_like(tmp_path):
 def test_grey_of_16_bits_in_several_strips(tmp_path):
     deep = np.random.default_rng(0).integers(0, 65536, (600, 20), dtype=np.uint16)
     Image.fromarray(deep).save(tmp_path / "tall.png")
-    assert np.array_equal(np.asarray(read_image(tmp_path / "tall.png"))[:, :, 1], deep >> 8)
+    assert np.array_equal(
+        np.asarray(image_files.read_image(tmp_path / "tall.png"))[:, :, 1], deep >> 8
+    )
 
 
 def test_what_cannot_be_an_image(tmp_path):
@@ -493,16 +497,16 @@ def test_what_cannot_be_an_image(tmp_path):
     for name, (content, message) in cases.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UnreadableImage, match=message) as caught:
-            read_image(tmp_path / name)
+            image_files.read_image(tmp_path / name)
         assert "\n" not in str(caught.value) and str(tmp_path) not in str(caught.value), name
     (tmp_path / "folder.jpg").mkdir()
     os.mkfifo(tmp_path / "pipe.jpg")  # to open it would wait for ever
     (tmp_path / "zero.jpg").symlink_to("/dev/zero")
     for name in ("folder.jpg", "pipe.jpg", "zero.jpg"):
         with pytest.raises(UnreadableImage, match="no regular file"):
-            read_image(tmp_path / name)
+            image_files.read_image(tmp_path / name)
     with pytest.raises(UnreadableImage, match=r"cannot be read \(No such file or directory\)"):
-        read_image(tmp_path / "gone.jpg")
+        image_files.read_image(tmp_path / "gone.jpg")
 
 
 def test_a_file_without_permission_is_told_as_such(tmp_path, monkeypatch):
@@ -513,13 +517,13 @@ def test_a_file_without_permission_is_told_as_such(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Image, "open", refuse)
     with pytest.raises(UnreadableImage, match=r"cannot be read \(Permission denied\)"):
-        read_image(tmp_path / "x.png")
+        image_files.read_image(tmp_path / "x.png")
 
 
 FUZZ = """
 import random, signal, sys
 from pathlib import Path
-from dl_slicer.patch_sets import reading as patches
+from dl_slicer.patch_sets import image_files
 from benchmarks.growth import memory
 folder, seed = Path(sys.argv[1]), random.Random(0)
 originals, read = sorted(folder.glob("base*")), 0
@@ -537,9 +541,9 @@ for n in range(2000):
     file.write_bytes(data)
     signal.alarm(10)        # a hang ends this process
     try:
-        assert patches.read_image(file).mode == "RGB"
+        assert image_files.read_image(file).mode == "RGB"
         read += 1
-    except patches.UnreadableImage as error:
+    except image_files.UnreadableImage as error:
         assert str(error).isprintable(), str(error)
     signal.alarm(0)
 assert 200 < read < 1800, read

@@ -7,11 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
+from dl_slicer import cities
 from dl_slicer.cli import InputError
-from dl_slicer.patch_sets import reading as patches
+from dl_slicer.patch_sets import reading
 from dl_slicer.results import panels as figures
-from relevance_cam import rasters
-from relevance_cam.__main__ import draw_patches, find_city, main
+from dl_slicer.results import saliency
+from relevance_cam import __main__, rasters
 
 
 def arguments(data, finished, out, *more):
@@ -29,7 +30,7 @@ def arguments(data, finished, out, *more):
 
 
 def test_figures_of_every_city(data, finished, tmp_path):
-    main(arguments(data, finished, tmp_path, "--save-maps"))
+    __main__.main(arguments(data, finished, tmp_path, "--save-maps"))
     rows = list(csv.DictReader(open(tmp_path / "patches.csv")))
     assert len(rows) == 6 and len({row["patch"] for row in rows}) == 6
     for row in rows:
@@ -52,20 +53,28 @@ def test_figures_of_every_city(data, finished, tmp_path):
 
 
 def test_draw_is_seeded(data, finished):
-    patch_set = patches.open_split(data, "test_b")
-    assert np.array_equal(draw_patches(patch_set, 5, 0), draw_patches(patch_set, 5, 0))
-    assert not np.array_equal(draw_patches(patch_set, 5, 0), draw_patches(patch_set, 5, 1))
-    assert np.bincount(patch_set.labels[draw_patches(patch_set, 5, 0)]).tolist() == [5, 5, 5]
+    patch_set = reading.open_split(data, "test_b")
+    assert np.array_equal(
+        saliency.pick_patches(patch_set, 5, 0), saliency.pick_patches(patch_set, 5, 0)
+    )
+    assert not np.array_equal(
+        saliency.pick_patches(patch_set, 5, 0), saliency.pick_patches(patch_set, 5, 1)
+    )
+    assert np.bincount(patch_set.labels[saliency.pick_patches(patch_set, 5, 0)]).tolist() == [
+        5,
+        5,
+        5,
+    ]
 
 
 def test_fewer_patches_than_asked(data, finished, tmp_path, capsys):
-    main(arguments(data, finished, tmp_path, "--per-city", "1000", "--layers", "layer4"))
+    __main__.main(arguments(data, finished, tmp_path, "--per-city", "1000", "--layers", "layer4"))
     assert "only 20 patches" in capsys.readouterr().out
     assert len(list(csv.DictReader(open(tmp_path / "patches.csv")))) == 60
 
 
 def test_methods_side_by_side_and_their_quality(data, finished, tmp_path):
-    main(
+    __main__.main(
         arguments(
             data,
             finished,
@@ -97,20 +106,20 @@ def test_methods_side_by_side_and_their_quality(data, finished, tmp_path):
 
 
 def test_target(data, finished, tmp_path):
-    main(arguments(data, finished, tmp_path, "--target", "bbb"))
+    __main__.main(arguments(data, finished, tmp_path, "--target", "bbb"))
     assert {row["explained"] for row in csv.DictReader(open(tmp_path / "patches.csv"))} == {
         "Bb (BBB)"
     }
     classes = ["Almaty (ALA)", "Hong Kong (HKG)", "Nowhere"]
     assert [
-        find_city(name, classes) for name in ("ALA", "almaty", "Hong Kong (HKG)", "nowhere")
+        cities.find(name, classes) for name in ("ALA", "almaty", "Hong Kong (HKG)", "nowhere")
     ] == [0, 0, 1, 2]
     with pytest.raises(InputError, match="did you mean Almaty"):
-        find_city("Almatty", classes)
+        cities.find("Almatty", classes)
 
 
 def test_patches_are_drawn_from_the_raster_at_full_size(data, finished, tmp_path):
-    patch_set = patches.open_split(data, "test_b")
+    patch_set = reading.open_split(data, "test_b")
     assert patch_set.original(0).size == (48, 48)
     assert patch_set.original(0, raw=tmp_path).size == (32, 32)  # the rasters are gone
 
@@ -128,7 +137,7 @@ def test_one_colour_and_constant_maps_have_a_picture(tmp_path):
 
 def test_whole_raster(data, finished, tmp_path):
     root = data.parent / "raw"
-    main(
+    __main__.main(
         arguments(
             data,
             finished,
@@ -176,13 +185,13 @@ def test_blend_of_one_window_is_its_map():
 )
 def test_wrong_input(data, finished, tmp_path, more, said):
     with pytest.raises(InputError, match=said) as error:
-        main([*arguments(data, finished, tmp_path / "out"), *more])
+        __main__.main([*arguments(data, finished, tmp_path / "out"), *more])
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
 def test_raster_too_small(data, finished, tmp_path):
     Image.new("RGB", (40, 100)).save(tmp_path / "small.png")
     with pytest.raises(InputError, match="smaller than a patch of 48"):
-        main(
+        __main__.main(
             [*arguments(data, finished, tmp_path / "out"), "--raster", str(tmp_path / "small.png")]
         )

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from relevance_cam import GradCAM, GradCAMPlusPlus, RelevanceCAM, ScoreCAM
-from relevance_cam.quality import upsample
+from relevance_cam.maps import upsample
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
 

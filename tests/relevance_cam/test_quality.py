@@ -14,6 +14,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from relevance_cam import GradCAM, RelevanceCAM, quality
+from relevance_cam.maps import mask, scale, upsample
 
 
 class Corner(nn.Module):
@@ -38,14 +39,12 @@ def corner_map(*values):
 
 def test_scale():
     maps = torch.tensor([[[1.0, 2.0], [3.0, 5.0]], [[-4.0, -4.0], [-4.0, -4.0]]])
-    assert quality.scale(maps).tolist() == [[[0, 0.25], [0.5, 1]], [[0, 0], [0, 0]]]
-    assert quality.scale(maps[0]).tolist() == [[0, 0.25], [0.5, 1]]
+    assert scale(maps).tolist() == [[[0, 0.25], [0.5, 1]], [[0, 0], [0, 0]]]
+    assert scale(maps[0]).tolist() == [[0, 0.25], [0.5, 1]]
 
 
 def test_upsample():
-    assert quality.upsample(torch.tensor([[[0.0, 4.0]]]), (2, 4)).tolist() == [
-        [[0, 1, 3, 4], [0, 1, 3, 4]]
-    ]
+    assert upsample(torch.tensor([[[0.0, 4.0]]]), (2, 4)).tolist() == [[[0, 1, 3, 4], [0, 1, 3, 4]]]
 
 
 def test_mask():
@@ -59,7 +58,7 @@ def test_mask():
     )
     # above 1 + 1.73; constant: nothing; above 2 + 1: nothing; above 2.75 + 2.71 (2.75 + 3.12 with the sample's deviation)
     last = [False, False, False, True]
-    assert quality.mask(rows).tolist() == [[last], [[False] * 4], [[False] * 4], [last]]
+    assert mask(rows).tolist() == [[last], [[False] * 4], [[False] * 4], [last]]
 
 
 def test_drop_and_increase():

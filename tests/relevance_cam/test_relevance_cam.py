@@ -252,7 +252,9 @@ def test_convolution_rule_by_loops(kernel, stride, padding, dilation, groups, si
     x = noise(1, 4, *size, seed=1, dtype=torch.float64).relu()
     relevance = noise(1, 6, *conv(x).shape[2:], seed=2, dtype=torch.float64)
     z = rules.conv(x, rules.positive(weight), conv)
-    ours = x * rules.conv_transposed(rules.share(relevance, z), rules.positive(weight), conv, size)
+    ours = x * rules.conv_transposed(
+        rules.safe_divide(relevance, z), rules.positive(weight), conv, size
+    )
 
     x, relevance, expected = x[0].numpy(), relevance[0].numpy(), np.zeros((4, *size))
     lost = 0

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from conftest import picture
 
-from dl_slicer.cli import InputError, write_rows
+from dl_slicer.cli import InputError
+from dl_slicer.files import write_rows
 from dl_slicer.report import page as report
 
 ODD = [

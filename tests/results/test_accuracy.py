@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from dl_slicer.results import accuracy as measures
+from dl_slicer.results import accuracy, intervals
+from dl_slicer.results.accuracy import calibration
 
 CITIES = [f"City {c} ({c})" for c in "ABCDEFG"]
 
@@ -13,7 +14,7 @@ def test_figures_by_hand():
         np.array([0, 0, 0, 1, 2, 2]),
         np.eye(7)[[0, 0, 1, 1, 2, 0]] * 0.9 + np.linspace(0, 0.01, 7),
     )
-    figures = measures.figures(true, probabilities)
+    figures = accuracy.summarise(true, probabilities)
     assert figures["accuracy"] == pytest.approx(4 / 6)
     assert (
         figures["balanced_accuracy"]
@@ -26,7 +27,7 @@ def test_figures_by_hand():
     assert figures["top5_accuracy"] == pytest.approx(
         4 / 6
     )  # twice the true class ranks sixth or lower
-    rows = measures.per_city(true, probabilities, ["a", "a", "b", "c", "d", "d"], CITIES)
+    rows = accuracy.per_city(true, probabilities, ["a", "a", "b", "c", "d", "d"], CITIES)
     assert (
         rows[0]["precision"] == pytest.approx(2 / 3)
         and rows[0]["most_confused_with"] == "City B (B)"
@@ -48,9 +49,7 @@ def test_figures_by_hand():
 def test_calibration_by_hand():
     # 15 bins: 0.6 is the upper end of the ninth bin, 0.95 and 1 lie in the last
     probabilities = np.array([[0.6, 0.4], [0.4, 0.6], [0.95, 0.05], [1.0, 0.0]])
-    error, counts, confidence, accuracy = measures.calibration(
-        np.array([0, 0, 0, 0]), probabilities
-    )
+    error, counts, confidence, accuracy = calibration(np.array([0, 0, 0, 0]), probabilities)
     assert counts[8] == 2 and counts[14] == 2 and counts.sum() == 4
     assert (
         accuracy[8] == 0.5
@@ -65,10 +64,8 @@ def test_calibration_of_honest_and_of_boastful_probabilities():
     rng = np.random.default_rng(0)
     share = rng.uniform(0.5, 1, 50000)
     true = (rng.random(50000) > share).astype(int)
-    assert measures.calibration(true, np.stack([share, 1 - share], 1))[0] < 0.01
-    assert measures.calibration(true, np.eye(2)[np.zeros(50000, int)])[0] == pytest.approx(
-        0.25, abs=0.01
-    )
+    assert calibration(true, np.stack([share, 1 - share], 1))[0] < 0.01
+    assert calibration(true, np.eye(2)[np.zeros(50000, int)])[0] == pytest.approx(0.25, abs=0.01)
 
 
 def test_whole_rasters():
@@ -79,17 +76,17 @@ def test_whole_rasters():
     probabilities = np.array(
         [[0.9, 0.1], [0.4, 0.6], [0.4, 0.6], [0.8, 0.2], [0.1, 0.9], [0.6, 0.4]]
     )
-    assert measures.raster_accuracy(true, probabilities, rasters) == pytest.approx(2 / 3)
+    assert accuracy.raster_accuracy(true, probabilities, rasters) == pytest.approx(2 / 3)
 
 
 def test_confused_pairs():
     matrix = np.array([[8, 2, 0], [1, 9, 0], [0, 1, 19]])
-    pairs = measures.confused_pairs(matrix, ["A", "B", "C"])
+    pairs = accuracy.confused_pairs(matrix, ["A", "B", "C"])
     assert pairs == [
         {"a": "A", "b": "B", "a_as_b": 2, "b_as_a": 1, "n": 3, "share": 3 / 20},
         {"a": "B", "b": "C", "a_as_b": 0, "b_as_a": 1, "n": 1, "share": 1 / 30},
     ]
-    assert measures.confused_pairs(np.diag([3, 4]), ["A", "B"]) == []
+    assert accuracy.confused_pairs(np.diag([3, 4]), ["A", "B"]) == []
 
 
 # ------------------------------------------------------------------------------------------------------------------------- intervals
@@ -97,8 +94,8 @@ def test_confused_pairs():
 
 def test_wilson_interval_is_the_known_one():
     # Newcombe, Statistics in Medicine 17, 1998, table I: 81 of 263, 0.2553 to 0.3662; 0 of 20, 0 to 0.1611
-    assert measures.wilson(81 / 263, 263, np.inf) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert measures.wilson(0, 20, np.inf) == pytest.approx((0, 0.1611), abs=5e-5)
+    assert intervals.wilson(81 / 263, 263, np.inf) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert intervals.wilson(0, 20, np.inf) == pytest.approx((0, 0.1611), abs=5e-5)
 
 
 def simulated(rng, rasters, accuracy, correlation, patches=100):
@@ -135,12 +132,12 @@ FEW, MANY, ONE = [3] * 6, [5, 6, 7, 8] * 11 + [6], [1] * 6
     ],
 )
 def test_intervals_cover_the_truth(monkeypatch, rasters, accuracy, correlation, times):
-    monkeypatch.setattr(measures, "DRAWS", 400)
+    monkeypatch.setattr(intervals, "DRAWS", 400)
     rng = np.random.default_rng(1)
     overall, cities, binomial = [], [], []
     for seed in range(times):
         true, right, names = simulated(rng, rasters, accuracy, correlation)
-        (low, high), per_city = measures.intervals(true, right, names, len(rasters), seed)
+        (low, high), per_city = intervals.accuracy_intervals(true, right, names, len(rasters), seed)
         overall.append(low <= accuracy <= high)
         cities += [ends[0] <= accuracy <= ends[1] for ends in per_city if ends]
         half = 1.96 * np.sqrt(right.mean() * (1 - right.mean()) / len(right))
@@ -155,13 +152,13 @@ def test_intervals_cover_the_truth(monkeypatch, rasters, accuracy, correlation, 
 def test_intervals_of_independent_patches_are_the_plain_ones():
     rng = np.random.default_rng(0)
     right, names = rng.random(20000) < 0.84, np.repeat(np.arange(200), 100).tolist()
-    (low, high), _ = measures.intervals(np.zeros(20000, int), right, names, 1)
+    (low, high), _ = intervals.accuracy_intervals(np.zeros(20000, int), right, names, 1)
     assert high - low == pytest.approx(2 * 1.96 * np.sqrt(0.84 * 0.16 / 20000), rel=0.15)
 
 
 def test_intervals_where_nothing_varies():
     def ends(true, right, names):
-        return measures.intervals(np.array(true), np.array(right), names, 3)
+        return intervals.accuracy_intervals(np.array(true), np.array(right), names, 3)
 
     # no raster but one: nothing can be said
     assert ends([0] * 9, [True] * 8 + [False], ["a"] * 9) == (None, [None] * 3)
@@ -195,9 +192,9 @@ def test_intervals_where_nothing_varies():
 
 def test_one_city_alone_has_the_interval_of_all():
     true, right, names = simulated(np.random.default_rng(0), [3], 0.8, 0.1)
-    overall, (city,) = measures.intervals(true, right, names, 1)
+    overall, (city,) = intervals.accuracy_intervals(true, right, names, 1)
     assert city == pytest.approx(overall, abs=0.02)
-    (low, high), _ = measures.intervals(
+    (low, high), _ = intervals.accuracy_intervals(
         np.tile(true, 2) + np.repeat([0, 1], len(true)), np.tile(right, 2), [*names, *names], 2
     )  # twice as many
     assert high - low < 0.7 * (overall[1] - overall[0])
@@ -205,7 +202,9 @@ def test_one_city_alone_has_the_interval_of_all():
 
 def test_the_same_data_give_the_same_interval():
     true, right, names = simulated(np.random.default_rng(3), FEW, 0.8, 0.1)
-    assert measures.intervals(true, right, names, 6) == measures.intervals(true, right, names, 6)
+    assert intervals.accuracy_intervals(true, right, names, 6) == intervals.accuracy_intervals(
+        true, right, names, 6
+    )
 
 
 @pytest.mark.parametrize(
@@ -223,4 +222,4 @@ def test_the_same_data_give_the_same_interval():
     ],
 )
 def test_what_an_interval_is_over(true, rasters, said):
-    assert said in measures.basis(np.array(true), rasters)
+    assert said in intervals.describe_interval(np.array(true), rasters)

@@ -9,10 +9,10 @@ from conftest import picture
 from PIL import Image
 
 import test_classification
-from dl_slicer import cli
-from dl_slicer.model import checkpoints as classifier
-from dl_slicer.patch_sets import reading as patches
-from dl_slicer.results import places
+from dl_slicer.cli import InputError, run
+from dl_slicer.model import checkpoints, evaluation
+from dl_slicer.patch_sets import reading
+from dl_slicer.results import places, raster_figures
 
 
 class ByColour(torch.nn.Module):
@@ -122,7 +122,7 @@ def test_many_cities_wide_and_high_rasters_and_long_names_stay_in_the_figure():
     for size in ((2000, 300), (300, 2000), (600, 600)):
         for k in (1, 2, 45):
             codes = [f"A very long name of a city without code, number {i}" for i in range(k)]
-            page = places.draw(
+            page = raster_figures.draw_places(
                 Image.new("RGB", size), rng.dirichlet(np.full(k, 0.1), (30, 30)), codes, "t" * 300
             )
             assert page.width <= 2100 and page.height <= 2900
@@ -134,9 +134,9 @@ def test_many_cities_wide_and_high_rasters_and_long_names_stay_in_the_figure():
 
 def test_patches_are_those_of_a_patch_set(data, finished, tmp_path):
     """A raster of the training data cut here gives what test_classification.py measures on the patch set."""
-    model, checkpoint = classifier.load_checkpoint(finished / "best.pth")
-    patch_set = patches.open_split(data, "train")
-    logits = classifier.evaluate(
+    model, checkpoint = checkpoints.load_checkpoint(finished / "best.pth")
+    patch_set = reading.open_split(data, "train")
+    logits = evaluation.evaluate(
         model, patch_set, torch.device("cpu"), torch.float32, checkpoint["mean"], checkpoint["std"]
     )
     raster = patch_set.raster(0)
@@ -205,7 +205,7 @@ def test_a_bad_file_is_one_line_before_any_work(tmp_path, capsys, bad, line):
     elif bad == "empty":
         file.mkdir()
     with pytest.raises(SystemExit) as ended:
-        cli.run(lambda: compare(tmp_path / "out", good, file))
+        run(lambda: compare(tmp_path / "out", good, file))
     error = capsys.readouterr().err
     assert (
         ended.value.code == 2
@@ -220,7 +220,7 @@ def test_a_file_that_breaks_off_is_named_at_the_end_and_the_others_are_written(t
     picture(200, 200).save(tmp_path / "b.jpg")
     (tmp_path / "b.jpg").write_bytes((tmp_path / "b.jpg").read_bytes()[:3000])
     plain(tmp_path / "a.png", 0), plain(tmp_path / "c.png", 1)
-    with pytest.raises(cli.InputError, match=r"b\.jpg: cannot be read") as error:
+    with pytest.raises(InputError, match=r"b\.jpg: cannot be read") as error:
         compare(tmp_path / "out", tmp_path)
     assert len(str(error.value).splitlines()) == 1
     with open(tmp_path / "out" / "places.csv", newline="") as lines:
@@ -261,7 +261,7 @@ def test_a_checkpoint_without_class_names_takes_them_from_the_data(data, finishe
         str(tmp_path / "out"),
     ]
     with pytest.raises(
-        cli.InputError, match="has no class names; give the data set it was trained on as --data"
+        InputError, match="has no class names; give the data set it was trained on as --data"
     ):
         test_classification.main([*flags, "--data", str(tmp_path / "none")])
     assert not (tmp_path / "out").exists()

@@ -10,9 +10,9 @@ from PIL import Image
 from torchvision.models import resnet18
 
 import test_classification
-from dl_slicer import cli
-from dl_slicer.model import checkpoints as classifier
-from dl_slicer.patch_sets import reading as patches
+from dl_slicer.cli import run
+from dl_slicer.model import checkpoints
+from dl_slicer.patch_sets import reading
 from dl_slicer.results import panels as figures
 from dl_slicer.results import portraits
 from relevance_cam import RelevanceCAM
@@ -211,15 +211,15 @@ def test_a_run_ends_with_portraits_and_the_report(data, finished, tmp_path, caps
 
 
 def test_published_layout(data, finished, tmp_path):
-    patch_set = patches.open_split(data, "test_b")
+    patch_set = reading.open_split(data, "test_b")
     for i in range(len(patch_set)):
         folder = tmp_path / "jpegs" / "test_b" / patch_set.classes[patch_set.labels[i]]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(patch_set.read([i])[0]).resize((48, 48)).save(
             folder / f"site_2020_{patch_set.name(i)[-7:]}.jpg"
         )
-    model, checkpoint = classifier.load_checkpoint(finished / "best.pth")
-    jpegs = patches.open_split(tmp_path / "jpegs", "test_b", 32)
+    model, checkpoint = checkpoints.load_checkpoint(finished / "best.pth")
+    jpegs = reading.open_split(tmp_path / "jpegs", "test_b", 32)
     logits = torch.eye(3)[jpegs.labels.tolist()] * torch.arange(1, len(jpegs) + 1)[:, None]
     assert (
         portraits.write(
@@ -243,7 +243,7 @@ def test_a_file_in_the_way_is_one_line(tmp_path, capsys):
     (tmp_path / "portraits").write_text("in the way")
     patch_set = Made([(0, "x", 0, 0), (1, "y", 0, 0), (2, "z", 0, 0)])
     with pytest.raises(SystemExit) as ended:
-        cli.run(
+        run(
             lambda: portraits.write(
                 tmp_path,
                 resnet18(num_classes=3).eval(),

@@ -12,14 +12,13 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-import test_classification
-from dl_slicer.results import resemblance as similarity
+from dl_slicer.results import plots, resemblance, tables
 
 CODES = list("ABCDEF")
 
 
 def test_by_confusion():
-    view = similarity.by_confusion(
+    view = resemblance.by_confusion(
         np.array([[8, 2, 0, 0], [10, 90, 0, 0], [0, 1, 3, 0], [0, 0, 0, 0]])
     )
     assert view[0, 1] == view[1, 0] == pytest.approx((2 / 10 + 10 / 100) / 2)
@@ -33,7 +32,7 @@ def test_by_features_is_free_of_what_all_cities_share():
     means -= means.mean(0)
     true = np.repeat(np.arange(4), [50, 20, 90, 5])
     features = 100 + means[true] + 1e-3 * rng.normal(size=(165, 16))
-    view = similarity.by_features(features.astype(np.float32), true, 5)
+    view = resemblance.by_features(features.astype(np.float32), true, 5)
     expected = means @ means.T / np.outer(*[np.linalg.norm(means, axis=1)] * 2)
     upper = np.triu_indices(4, 1)
     np.testing.assert_allclose(view[:4, :4][upper], expected[upper], atol=2e-3)
@@ -44,13 +43,13 @@ def square(pairs, cities=6):
     view = np.zeros((cities, cities))
     for (a, b), value in pairs.items():
         view[a, b] = view[b, a] = value
-    return similarity.without_diagonal(view)
+    return resemblance.without_diagonal(view)
 
 
 def test_nearest_and_where_the_views_disagree():
     confusion = square({(0, 1): 0.3, (0, 2): 0.1, (0, 3): 0.1, (2, 3): 0.2})
     features = square({(0, 1): 0.9, (2, 4): 0.8, (3, 5): 0.7, (2, 3): 0.1})
-    rows = similarity.nearest(
+    rows = resemblance.nearest(
         confusion,
         features,
         square({(0, 3): 0.02, (0, 2): 0.01}),
@@ -74,16 +73,16 @@ def test_nearest_and_where_the_views_disagree():
         "no confusions",
     ]
     assert rows[4]["rank_correlation"] is None and -1 <= rows[0]["rank_correlation"] <= 1
-    empty = similarity.nearest(*[np.full((2, 2), np.nan)] * 3, ["A", "B"], ["A", "B"])
+    empty = resemblance.nearest(*[np.full((2, 2), np.nan)] * 3, ["A", "B"], ["A", "B"])
     assert empty[0]["views"] == "no patches" and empty[0]["features_1"] == ""
 
 
 def test_rank_correlation_of_the_views():
     rng = np.random.default_rng(0)
     view = square({(a, b): rng.random() for a in range(6) for b in range(a)})
-    assert similarity.views_correlation(view, np.exp(view)) == pytest.approx(1)
-    assert similarity.views_correlation(view, -view) == pytest.approx(-1)
-    assert similarity.views_correlation(square({}), view) is None
+    assert resemblance.views_correlation(view, np.exp(view)) == pytest.approx(1)
+    assert resemblance.views_correlation(view, -view) == pytest.approx(-1)
+    assert resemblance.views_correlation(square({}), view) is None
 
 
 # ------------------------------------------------------------------------------------------- all tables and pictures, made-up predictions
@@ -123,7 +122,7 @@ def rows(file):
 
 def test_cities_made_alike_are_neighbours(tmp_path):
     classes = [f"City {i} (C{i})" for i in range(8)]
-    figures, cities, near = test_classification.write_results(
+    figures, cities, near = tables.write_results(
         tmp_path, classes, *made_up(8, 300, spread=0.3), {"more": 1}
     )
     for i, row in enumerate(rows(tmp_path / "nearest.csv")):
@@ -177,10 +176,10 @@ def test_odd_cities(tmp_path, classes, empty, perfect, rasters):
     names, raster = (
         [value for value, kept in zip(values, keep) if kept] for values in (names, raster)
     )
-    results = test_classification.write_results(
+    results = tables.write_results(
         tmp_path, classes, names, raster, true[keep], probabilities[keep], features[keep], {}
     )
-    test_classification.show(*results)
+    tables.print_results(*results)
     figures, cities, near = results
     for name in PICTURES:
         assert (
@@ -222,13 +221,13 @@ def test_labels_of_forty_five_cities_do_not_overlap(tmp_path, monkeypatch):
     confusion = np.zeros((45, 45), int)
     np.add.at(confusion, (true, probabilities.argmax(1)), 1)
     codes = [f"{chr(65 + i % 26)}W{i // 26}" for i in range(45)]
-    similarity.draw(
+    plots.draw_resemblance(
         tmp_path / "similarity",
-        similarity.by_confusion(confusion),
-        similarity.by_features(features, true, 45),
+        resemblance.by_confusion(confusion),
+        resemblance.by_features(features, true, 45),
         codes,
     )
-    test_classification.draw_confusion(tmp_path / "confusion", confusion, codes, percent=True)
+    plots.draw_confusion(tmp_path / "confusion", confusion, codes, percent=True)
     monkeypatch.undo()
     checked = 0
     for figure in drawn:
@@ -263,10 +262,12 @@ def test_forty_five_cities_take_a_minute_and_two_gigabytes_at_most(tmp_path):
 import sys, time
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}, {str(ROOT / "tests" / "results")!r}]
 from benchmarks.growth import memory
-from test_resemblance import made_up, test_classification
+from pathlib import Path
+from dl_slicer.results import tables
+from test_resemblance import made_up
 results = made_up(45, 500, rasters=6, dimensions=2048)
 started = time.process_time()      # of this process: the machine may be busy
-test_classification.write_results(test_classification.Path({str(tmp_path)!r}), [f"City {{i}} (C{{i:02}})" for i in range(45)], *results, {{}})
+tables.write_results(Path({str(tmp_path)!r}), [f"City {{i}} (C{{i:02}})" for i in range(45)], *results, {{}})
 print(time.process_time() - started, memory("VmHWM"))
 """
     done = subprocess.run(

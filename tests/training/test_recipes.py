@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import flags
-from test_train_classification import assert_same, load, signals  # noqa: F401: a fixture
+from test_train_classification import assert_same, load  # noqa: F401: a fixture
 from torchvision.transforms import functional
 
 import train_classification
 from benchmarks import recipes
 from dl_slicer.cli import InputError
-from dl_slicer.model import checkpoints as classifier
-from dl_slicer.patch_sets import transforms as augmentation
+from dl_slicer.model import checkpoints, networks
+from dl_slicer.patch_sets import transforms
+from dl_slicer.training import optimisers, signals
 
-MEAN, STD = classifier.MEAN, classifier.STD
+MEAN, STD = networks.MEAN, networks.STD
 
 
 def images(count=4, size=24, seed=0):
@@ -33,7 +34,7 @@ def middle(count=1, **changes):
     """Numbers that change nothing, but for those that are given."""
     drawn = {
         key: torch.full(values.shape, 0.5)
-        for key, values in augmentation.draw(count, 0, 0, 0).items()
+        for key, values in transforms.draw_changes(count, 0, 0, 0).items()
     }
     drawn["haze"][:] = 0
     for key, value in changes.items():
@@ -45,7 +46,7 @@ def middle(count=1, **changes):
 
 
 def test_draws_are_a_pure_function():
-    one, again, other = (augmentation.draw(8, 1, 2, step) for step in (3, 3, 4))
+    one, again, other = (transforms.draw_changes(8, 1, 2, step) for step in (3, 3, 4))
     assert all(
         np.array_equal(one[key], again[key]) and not np.array_equal(one[key], other[key])
         for key in one
@@ -54,7 +55,7 @@ def test_draws_are_a_pure_function():
 
 def test_nothing_drawn_changes_nothing():
     before = normalised(images(1))
-    after = augmentation.augment(before, middle(), MEAN, STD, turns=True, light=1.0)
+    after = transforms.augment(before, middle(), MEAN, STD, turns=True, light=1.0)
     torch.testing.assert_close(after, before, rtol=0, atol=2e-5)
     assert after.is_contiguous(memory_format=torch.channels_last)
 
@@ -62,9 +63,12 @@ def test_nothing_drawn_changes_nothing():
 def test_turns_mirror_half_of_the_images_at_the_diagonal():
     before, drawn = (
         images(64),
-        {key: torch.from_numpy(values) for key, values in augmentation.draw(64, 0, 0, 0).items()},
+        {
+            key: torch.from_numpy(values)
+            for key, values in transforms.draw_changes(64, 0, 0, 0).items()
+        },
     )
-    after = augmentation.augment(before, drawn, MEAN, STD, turns=True)
+    after = transforms.augment(before, drawn, MEAN, STD, turns=True)
     turned = [torch.equal(a, b.transpose(1, 2)) for a, b in zip(after, before)]
     assert (
         all(turn or torch.equal(a, b) for turn, a, b in zip(turned, after, before))
@@ -74,7 +78,7 @@ def test_turns_mirror_half_of_the_images_at_the_diagonal():
 
 def test_the_eight_symmetries_are_eight_and_the_right_ones():
     image = images(1, 8)
-    ours = {tuple(view.flatten().tolist()) for view in augmentation.symmetries(image)}
+    ours = {tuple(view.flatten().tolist()) for view in transforms.symmetries(image)}
     theirs = {
         tuple(torch.rot90(view, k, (2, 3)).flatten().tolist())
         for view in (image, image.flip(2))
@@ -92,7 +96,7 @@ def test_light_is_what_torchvision_does(what, width, theirs, uniform):
     pixels = (
         images(2) * 0.4 + 0.3
     )  # torchvision clips at 0 and 1, where a photograph does and a normalised tensor need not
-    after = augmentation.augment(
+    after = transforms.augment(
         normalised(pixels), middle(2, **{what: uniform}), MEAN, STD, light=1.0
     )
     factor = math.exp((2 * uniform - 1) * width)
@@ -106,9 +110,9 @@ def test_light_is_what_torchvision_does(what, width, theirs, uniform):
 
 def test_contrast_keeps_the_usual_mean_and_haze_goes_to_light_grey():
     grey = torch.tensor(MEAN)[None, :, None, None].expand(1, 3, 8, 8)
-    after = augmentation.augment(normalised(grey), middle(contrast=0.1), MEAN, STD, light=1.0)
+    after = transforms.augment(normalised(grey), middle(contrast=0.1), MEAN, STD, light=1.0)
     torch.testing.assert_close(after, normalised(grey), rtol=0, atol=1e-5)
-    hazy = augmentation.augment(normalised(images(1)), middle(haze=1.0), MEAN, STD, light=1.0)
+    hazy = transforms.augment(normalised(images(1)), middle(haze=1.0), MEAN, STD, light=1.0)
     torch.testing.assert_close(hazy, normalised(0.85 * images(1) + 0.15 * 0.7), rtol=0, atol=1e-5)
 
 
@@ -139,19 +143,19 @@ def test_published_is_the_default_and_a_flag_of_its_own_wins():
 
 def test_learning_rate_warms_up_and_decays_to_nothing():
     args = train_classification.arguments(["--recipe", "robust", "--epochs", "20", "--lr", "1"])
-    rates = [train_classification.learning_rate(args, epochs) for epochs in np.linspace(0, 20, 201)]
+    rates = [optimisers.learning_rate(args, epochs) for epochs in np.linspace(0, 20, 201)]
     assert (
         rates[0] == 0
         and rates[200] == pytest.approx(0, abs=1e-12)
         and rates[10] == pytest.approx(0.5)
     )
     assert max(rates) == rates[20] == pytest.approx(1) and rates[110] == pytest.approx(0.5)
-    assert train_classification.learning_rate(train_classification.arguments([]), 50) == 1e-3
+    assert optimisers.learning_rate(train_classification.arguments([]), 50) == 1e-3
 
 
 def test_the_average_is_the_moving_one_of_weights_and_statistics():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
-    average = train_classification.moving_average(model, horizon=4.0)
+    average = optimisers.moving_average(model, horizon=4.0)
     expected = None
     for step in range(60):
         with torch.no_grad():
@@ -185,11 +189,11 @@ def test_stopped_robust_run_goes_on_to_the_same_bits(data, robust, tmp_path, mon
 
         return came
 
-    monkeypatch.setattr(train_classification, "catch_signals", stop_in_the_second_epoch)
+    monkeypatch.setattr(signals, "catch_signals", stop_in_the_second_epoch)
     with pytest.raises(SystemExit) as stop:
         train_classification.main(flags(data, tmp_path / "run", "--recipe", "robust"))
     assert stop.value.code == 1 and load(tmp_path / "run" / "last.pth")["step"] > 0
-    monkeypatch.setattr(train_classification, "catch_signals", lambda: lambda: False)
+    monkeypatch.setattr(signals, "catch_signals", lambda: lambda: False)
     train_classification.main(flags(data, tmp_path / "run", "--recipe", "robust", "--resume"))
     assert_same(tmp_path / "run", robust)
 
@@ -198,7 +202,7 @@ def test_what_is_saved_is_the_average(data, robust):
     last = load(robust / "last.pth")
     assert last["model"].keys() == last["weights"].keys()
     assert not torch.equal(last["model"]["conv1.weight"], last["weights"]["conv1.weight"])
-    model, _ = classifier.load_checkpoint(robust / "last.pth")
+    model, _ = checkpoints.load_checkpoint(robust / "last.pth")
     assert torch.equal(model.conv1.weight, last["model"]["conv1.weight"])
     rates = [float(row["lr"]) for row in csv.DictReader(open(robust / "log.csv"))]
     assert rates[-1] < 0.01 * rates[0]

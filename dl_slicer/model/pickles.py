@@ -17,11 +17,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dl_slicer.cli import InputError, shown
+from dl_slicer.cli import InputError, printable
 
 LIMIT = 2**22  # bytes of instructions; a ResNet-152 with Adam's state has 0.3 MB
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # what the format before torch 1.6 begins with
-
 # All that a ResNet on any device needs, alone or in DataParallel. AvgPool2d is what torchvision had before AdaptiveAvgPool2d.
 CLASSES = {
     "torch.nn.parallel.data_parallel.DataParallel",
@@ -123,7 +122,7 @@ def read(path):
             Exception
         ) as error:  # whatever a damaged file makes zipfile, pickletools, struct or torch raise
             reason = f"damaged or cut short ({' '.join(str(error).split())[:100] or type(error).__name__})"
-    raise InputError(f"{shown(path)}: {reason}")
+    raise InputError(f"{printable(path)}: {reason}")
 
 
 def _read_zip(file):
@@ -141,7 +140,7 @@ def _read_zip(file):
         info = archive.getinfo(folder + name)
         if info.compress_type != zipfile.ZIP_STORED or info.file_size > most:
             raise Refused(
-                f"no checkpoint: its record {shown(name)[:40]} is compressed or too large"
+                f"no checkpoint: its record {printable(name)[:40]} is compressed or too large"
             )
         return archive.read(info)  # checks the record's checksum
 
@@ -297,7 +296,7 @@ def _allowed(module, name):
     )  # as Python 2 called them, and as torch.save still does
     if name not in CLASSES and name not in STORAGES and name not in FUNCTIONS:
         raise Refused(
-            f"refused, nothing of it was run: it asks for {shown(name)[:80]}, which no ResNet needs"
+            f"refused, nothing of it was run: it asks for {printable(name)[:80]}, which no ResNet needs"
         )
     return Name(name)
 
@@ -314,7 +313,7 @@ def _persistent(storage, kind, what, *more):
         raise Refused("damaged: a storage that is none")
     flat = storage(dtype, key, count)
     if flat.dtype != dtype or len(flat) != count:
-        raise Refused(f"damaged: storage {shown(key)[:40]} has not the size it claims")
+        raise Refused(f"damaged: storage {printable(key)[:40]} has not the size it claims")
     return flat
 
 
