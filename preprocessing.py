@@ -10,9 +10,7 @@ missing or changed, and removes what belongs to rasters that are gone.
 """
 
 import argparse
-import fcntl
 import itertools
-import os
 import re
 import time
 from collections import defaultdict
@@ -21,8 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
+from dl_slicer import machine
 from dl_slicer.cities import city_code
 from dl_slicer.cli import InputError, Parser, number, printable, run
+from dl_slicer.files import locked
 from dl_slicer.machine import keep_memory
 from dl_slicer.patch_sets import completing, finding, on_disk, progress, tiling
 
@@ -53,7 +53,7 @@ def arguments(argv=None):
     parser.add_argument(
         "--workers",
         type=number(least=1),
-        default=len(os.sched_getaffinity(0)),
+        default=machine.available_cores(),
         help="processes; default: all cores",
     )
     parser.add_argument(
@@ -112,7 +112,7 @@ def main(argv=None):
     if todo:
         tiling.check_space(out, todo, settings, jpegs, args.test_b)
         out.mkdir(parents=True, exist_ok=True)
-        with progress.locked(out, fcntl.LOCK_SH):
+        with locked(out, shared=True):
             (out / "dataset.json").unlink(
                 missing_ok=True
             )  # the set is not whole until it is completed below
@@ -142,7 +142,7 @@ def main(argv=None):
             f"{printable(missing[0])}; the shard that ends last completes the set, or this command without --shard"
         )
         return
-    with progress.locked(out, fcntl.LOCK_EX):
+    with locked(out, shared=False):
         description = completing.complete(out, raw, args, settings, jpegs, done)
     summary(out, description, done, len(todo), seconds)
 

@@ -81,7 +81,7 @@ def main(argv=None):
     if args.images:
         compare_places(args, model, checkpoint, device, dtype)
         return
-    patch_set = reading.open_split(args.data, args.split, checkpoint["image_size"])
+    patch_set = reading.open_split(args.data, args.split, checkpoint.image_size)
     classes = checkpoints.class_names(checkpoint, patch_set, args.data, args.checkpoint)
     out = (
         Path(args.out)
@@ -99,8 +99,8 @@ def main(argv=None):
         patch_set,
         device,
         dtype,
-        checkpoint["mean"],
-        checkpoint["std"],
+        checkpoint.mean,
+        checkpoint.std,
         workers,
         features=True,
         tta=args.tta,
@@ -123,8 +123,8 @@ def main(argv=None):
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
         "checkpoint": str(args.checkpoint),
-        "epoch": checkpoint["epoch"],
-        "arch": checkpoint["arch"],
+        "epoch": checkpoint.epoch,
+        "arch": checkpoint.arch,
         "data": str(args.data),
         "split": args.split,
         "tta": args.tta,
@@ -148,14 +148,14 @@ def compare_places(args, model, checkpoint, device, dtype):
     distributed.leave()
     if RANK != 0:
         return
-    if checkpoint["classes"] is None:
+    if checkpoint.classes is None:
         try:
-            patch_set = reading.open_split(args.data, args.split, checkpoint["image_size"])
+            patch_set = reading.open_split(args.data, args.split, checkpoint.image_size)
         except InputError as error:
             raise InputError(
                 f"{printable(args.checkpoint)}: has no class names; give the data set it was trained on as --data, they are taken from there ({error})"
             ) from None
-        checkpoint["classes"] = checkpoints.class_names(
+        checkpoint.classes = checkpoints.class_names(
             checkpoint, patch_set, args.data, args.checkpoint
         )
     out = Path(args.out) if args.out else Path(args.checkpoint).parent / "places"
@@ -163,7 +163,7 @@ def compare_places(args, model, checkpoint, device, dtype):
         args.images,
         model.to(device, memory_format=torch.channels_last),
         checkpoint,
-        checkpoint["classes"],
+        checkpoint.classes,
         device,
         dtype,
         out,

@@ -177,23 +177,21 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     model = checkpoints.build(args.arch, len(train.classes), "none" if begun else args.weights)
     if begun:
-        networks.load_state(
-            model, begun.get("weights") or begun["model"], printable(folder / "last.pth")
-        )
+        networks.load_state(model, begun.weights or begun.model, printable(folder / "last.pth"))
     model = model.to(device, memory_format=torch.channels_last)
     optimizer = optimisers.make_optimizer(args, model)
     steps = len(train) // min(args.batch_size, len(train))  # of an epoch
     average = optimisers.moving_average(model, args.average * steps) if args.average else None
     if begun and average:
-        networks.load_state(average.module, begun["model"], printable(folder / "last.pth"))
-        average.n_averaged.fill_(begun["epoch"] * steps + begun["step"])
+        networks.load_state(average.module, begun.model, printable(folder / "last.pth"))
+        average.n_averaged.fill_(begun.epoch * steps + begun.step)
     trained = average.module if average else model  # what is evaluated, saved, and the result
     epoch, step, history, best, sums = 0, 0, [], None, [0.0, 0.0, 0]
     if begun:
-        optimizer.load_state_dict(begun["optimizer"])
-        torch.set_rng_state(begun["rng"])
-        epoch, step = begun["epoch"], begun["step"]
-        history, best, sums = (begun["metrics"][key] for key in ("history", "best", "sums"))
+        optimizer.load_state_dict(begun.optimizer)
+        torch.set_rng_state(begun.rng)
+        epoch, step = begun.epoch, begun.step
+        history, best, sums = (begun.metrics[key] for key in ("history", "best", "sums"))
         say(f"{folder}: going on at epoch {epoch + 1}, step {step + 1}")
     stop = signals.catch_signals()
     if RANK == 0:
@@ -226,24 +224,24 @@ def main(argv=None):
         average_batch_norms()
         sums = [*distributed.total(torch.tensor(sums[:2], dtype=torch.float64)).tolist(), sums[2]]
         if RANK == 0:
-            checkpoint = {
-                "model": trained.state_dict(),
-                "weights": model.state_dict() if average else None,
-                "arch": args.arch,
-                "classes": list(train.classes),
-                "mean": list(networks.MEAN),
-                "std": list(networks.STD),
-                "image_size": train.image_size,
-                "patch_size": train.patch_size,
-                "stride": train.stride,
-                "epoch": epoch,
-                "step": step,
-                "metrics": {"history": history, "best": best, "sums": sums},
-                "optimizer": optimizer.state_dict(),
-                "rng": torch.get_rng_state(),
-                "args": settings,
-                "versions": versions.installed(),
-            }
+            checkpoint = checkpoints.Checkpoint(
+                model=trained.state_dict(),
+                weights=model.state_dict() if average else None,
+                arch=args.arch,
+                classes=list(train.classes),
+                mean=list(networks.MEAN),
+                std=list(networks.STD),
+                image_size=train.image_size,
+                patch_size=train.patch_size,
+                stride=train.stride,
+                epoch=epoch,
+                step=step,
+                metrics={"history": history, "best": best, "sums": sums},
+                optimizer=optimizer.state_dict(),
+                rng=torch.get_rng_state(),
+                args=settings,
+                versions=versions.installed(),
+            )
             for name in names:
                 checkpoints.save_checkpoint(folder / name, checkpoint)
 

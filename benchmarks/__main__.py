@@ -32,14 +32,14 @@ from torch.nn.functional import cross_entropy
 
 import train_classification
 from benchmarks import pillow, relevance_cam, script
-from dl_slicer import versions
+from dl_slicer import machine, versions
 from dl_slicer.cli import Parser, run
 from dl_slicer.machine import keep_memory
 from dl_slicer.model import devices, evaluation, networks
 from dl_slicer.patch_sets import batching, ordering, reading, transforms
 from dl_slicer.training import epochs, optimisers
 
-CORES = len(os.sched_getaffinity(0))
+CORES = machine.available_cores()
 MEAN, STD = networks.MEAN, networks.STD
 
 
@@ -68,7 +68,7 @@ def main(argv=None):
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as temporary:
         work = Path(temporary)
         make_data(work, sizes)
-        result = {"machine": machine(device), "quick": args.quick}
+        result = {"machine": describe_machine(device), "quick": args.quick}
         for name in args.only:
             started = time.time()
             result[name] = PARTS[name](work, sizes, device)
@@ -82,7 +82,7 @@ def main(argv=None):
         Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
 
 
-def machine(device):
+def describe_machine(device):
     names = (
         [
             line.split(":")[1].strip()

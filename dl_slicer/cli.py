@@ -1,49 +1,83 @@
-"""What all command lines here share: errors that are the user's to mend, outputs that are whole or not there, and memory."""
+"""What all command lines share: flags, exit codes, and errors that are the user's to mend."""
 
 import argparse
 import errno
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-# The file system's refusals that a user can mend, and how; any other OSError is a fault of ours and keeps its traceback.
+MAKE_ROOM = "make room and run the same command again"
+CHANGE_PERMISSIONS = "change its permissions or choose another"
+MOVE_FILE = "a file is in the way; move it or choose another folder"
+DISK_FAILS = "the disk or its connection fails"
+
+# What the file system may refuse, and how a user mends it. Any other OSError is a fault of ours
+# and keeps its traceback.
 REFUSALS = {
-    errno.ENOSPC: "make room and run the same command again",
-    errno.EDQUOT: "make room and run the same command again",
+    errno.ENOSPC: MAKE_ROOM,
+    errno.EDQUOT: MAKE_ROOM,
     errno.EFBIG: "raise the limit (ulimit -f) or choose another folder",
     errno.ENAMETOOLONG: "shorten it",
-    errno.EACCES: "change its permissions or choose another",
-    errno.EPERM: "change its permissions or choose another",
+    errno.EACCES: CHANGE_PERMISSIONS,
+    errno.EPERM: CHANGE_PERMISSIONS,
     errno.EROFS: "choose a folder that can be written",
-    errno.EEXIST: "a file is in the way; move it or choose another folder",
-    errno.ENOTDIR: "a file is in the way; move it or choose another folder",
+    errno.EEXIST: MOVE_FILE,
+    errno.ENOTDIR: MOVE_FILE,
     errno.EISDIR: "a folder is in the way; move it",
-    errno.EIO: "the disk or its connection fails",
-    errno.ESTALE: "the disk or its connection fails",
+    errno.EIO: DISK_FAILS,
+    errno.ESTALE: DISK_FAILS,
 }
 
 
 class InputError(Exception):
-    """What the user gave is wrong. The message says what, where, and what to do; one line for each thing that is wrong."""
+    """What the user gave is wrong.
+
+    The message says what, where, and what to do; one line for each thing that is wrong.
+    """
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """The description as it is written, and the default after each flag's help."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        says_it = action.help is None or "default:" in action.help
+        if says_it or action.default in (None, False, argparse.SUPPRESS):
+            return action.help
+        if isinstance(action.default, list | tuple):
+            default = " ".join(str(value) for value in action.default)
+            return f"{action.help} (default: {default})".replace("%", "%%")
+        return f"{action.help} (default: %(default)s)"
 
 
 class Parser(argparse.ArgumentParser):
     """argparse, but a wrong flag gives one line instead of the whole usage."""
 
-    def __init__(self, description):
+    def __init__(self, description: str | None):
         super().__init__(
-            description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+            prog=program_name(), description=description, formatter_class=HelpFormatter
         )
 
-    def error(self, message):
+    def error(self, message: str):
+        """Raise InputError with argparse's own words."""
         raise InputError(f"{message} (--help lists the flags)")
 
 
-def run(main):
-    """Call main(); exit 0 when done, 2 with a line (or several, one a fault) on stderr when the input is wrong, 1 on anything else."""
-    sys.stdout.reconfigure(
-        errors="backslashreplace"
-    )  # a city's name is no reason to fail on a terminal that cannot show it
+def program_name() -> str:
+    """What the user typed to start this process: script.py, or python -m package."""
+    specification = getattr(sys.modules["__main__"], "__spec__", None)
+    if specification is None:
+        return Path(sys.argv[0]).name
+    return f"python -m {specification.name.removesuffix('.__main__')}"
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call main() and exit: 0 done, 2 the input is wrong, 1 anything else.
+
+    Wrong input gives a line (or several, one a fault) on stderr; other errors keep their traceback.
+    """
+    # A city's name is no reason to fail on a terminal that cannot show it.
+    sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except InputError as error:
@@ -51,11 +85,8 @@ def run(main):
     except OSError as error:
         if error.errno not in REFUSALS:
             raise
-        sys.exit(
-            _refuse(
-                f"{printable(error.filename or 'writing an output')}: {error.strerror}; {REFUSALS[error.errno]}"
-            )
-        )
+        where = printable(error.filename or "writing an output")
+        sys.exit(_refuse(f"{where}: {error.strerror}; {REFUSALS[error.errno]}"))
     except KeyboardInterrupt:
         print(
             "interrupted; what was finished is kept, the same command goes on from there",
@@ -64,47 +95,52 @@ def run(main):
         sys.exit(1)
 
 
-def _refuse(message):
-    if (
-        os.environ.get("LOCAL_RANK", "0") != "0"
-    ):  # torchrun: the processes of one machine would all say the same
+def _refuse(message: str) -> int:
+    # Under torchrun all processes of a machine would say the same.
+    if os.environ.get("LOCAL_RANK", "0") != "0":
         return 2
-    program = Path(sys.argv[0]).name
     for line in message.splitlines():
-        print(f"{program}: {line}", file=sys.stderr)
+        print(f"{program_name()}: {line}", file=sys.stderr)
     return 2
 
 
-def printable(path):
+def printable(value: object) -> str:
     """A path or name in one printable line, whatever characters it has."""
-    text = str(path)
+    text = str(value)
     return text if text.isprintable() else ascii(text)
 
 
-def number(kind=int, least=None, above=None, most=None):
-    """An argparse type: a number of this kind within bounds. Outside them argparse prints one line and exits 2."""
+def number(
+    kind: type[int] | type[float] = int,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+) -> Callable[[str], int | float]:
+    """Give an argparse type: a number of this kind within bounds.
 
-    def parse(text):
+    Outside them argparse prints one line and exits 2.
+    """
+
+    def within_bounds(value: int | float) -> bool:
+        if value != value:  # not a number
+            return False
+        if least is not None and value < least:
+            return False
+        if above is not None and value <= above:
+            return False
+        return most is None or value <= most
+
+    def parse(text: str) -> int | float:
         try:
             value = kind(text)
         except ValueError:
             value = None
-        if (
-            value is None
-            or value != value
-            or (least is not None and value < least)
-            or (above is not None and value <= above)
-            or (most is not None and value > most)
-        ):
+        if value is None or not within_bounds(value):
             what = "a whole number" if kind is int else "a number"
-            bounds = [
-                f"{word} {bound}"
-                for word, bound in (("at least", least), ("above", above), ("at most", most))
-                if bound is not None
-            ]
-            raise argparse.ArgumentTypeError(
-                f"{text!r}: must be {what} {' and '.join(bounds)}".rstrip()
-            )
+            limits = (("at least", least), ("above", above), ("at most", most))
+            bounds = [f"{words} {limit}" for words, limit in limits if limit is not None]
+            text = f"{text!r}: must be {what} {' and '.join(bounds)}".rstrip()
+            raise argparse.ArgumentTypeError(text)
         return value
 
     return parse

@@ -1,32 +1,46 @@
-"""Several processes started by torchrun: who am I, and the few things they do together. With one process all of it is a no-op."""
+"""Several processes started by torchrun: who am I, and the few things they do together.
+
+With one process all of it does nothing.
+"""
 
 import os
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
-RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+RANK = int(os.environ.get("RANK", 0))
+WORLD = int(os.environ.get("WORLD_SIZE", 1))
 
 
-def join(device):
-    """Join the processes that torchrun started. device: what the user asked for; returns the name of this process's own."""
-    if WORLD > 1:
-        if device == "auto" and torch.cuda.is_available():
-            device = f"cuda:{os.environ['LOCAL_RANK']}"
-        if device.startswith("cuda"):
-            torch.cuda.set_device(device)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
+def join(device: str) -> str:
+    """Join the processes that torchrun started. Give the name of this process's own device.
+
+    device: what the user asked for.
+    """
+    if WORLD == 1:
+        return device
+    if device == "auto" and torch.cuda.is_available():
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     return device
 
 
-def leave():
+def leave() -> None:
+    """Leave the group when all have come so far.
+
+    No process may end, and torchrun with it, while another still writes.
+    """
     if WORLD > 1:
-        dist.barrier()  # no process may end, and torchrun with it, while another still writes
+        dist.barrier()
         dist.destroy_process_group()
 
 
-def any_of(flag):
-    """True in every process if it is True in one. All must call it."""
+def any_of(flag: bool) -> bool:
+    """Give True in every process if the flag is True in one. All must call it."""
     if WORLD == 1:
         return flag
     flags = torch.tensor([float(flag)])  # on the CPU: a GPU need not be waited for
@@ -34,17 +48,21 @@ def any_of(flag):
     return bool(flags.item())
 
 
-def total(tensor):
-    """The sum over all processes, in place."""
+def total(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum a tensor over all processes, in place."""
     if WORLD > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
-def average_batch_norm(model):
-    """Make batch norm's running averages, of which each process has those of its own share of the batches, their mean everywhere."""
-    if WORLD > 1:
-        for buffer in model.buffers():
-            if buffer.is_floating_point():
-                dist.all_reduce(buffer)
-                buffer /= WORLD
+def average_batch_norm(model: nn.Module) -> None:
+    """Give batch norm's running averages in all processes the mean of them.
+
+    Before, each process has the averages of its own share of the batches.
+    """
+    if WORLD == 1:
+        return
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            dist.all_reduce(buffer)
+            buffer /= WORLD

@@ -1,30 +1,84 @@
-"""What differs between operating systems and C libraries: memory, open files, counters."""
+"""What differs between operating systems: cores, memory, open files, processes.
+
+Where a system lacks a call, the program does without what the call would have gained.
+"""
 
 import ctypes
-import resource
+import multiprocessing
+import os
+import sys
 from contextlib import suppress
+from multiprocessing.context import BaseContext
+
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None
+
+# Parameters of glibc's mallopt (man mallopt).
+TRIM_THRESHOLD = -1
+MMAP_THRESHOLD = -3
+
+SPARE_FILES = 256  # open files that a process needs besides those that it maps
 
 
-def keep_memory():
-    """Have the C library (glibc) keep freed memory for the next image or batch: fresh memory from the system costs a fifth of a
-    training step, a seventh of tiling a raster."""
-    with suppress(OSError, AttributeError):  # another C library: it does as it likes
-        for setting, value in (
-            (-3, 2**25),
-            (-3, 2**30),
-            (-1, 2**31 - 1),
-        ):  # M_MMAP_THRESHOLD, as far as this glibc goes, M_TRIM_THRESHOLD
-            ctypes.CDLL(None).mallopt(setting, value)
+def available_cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
-def allow_open_files(count):
-    # Every mapped array holds a file open; the usual soft limit of 1024 is below the 1585 rasters of the real data.
+def keep_memory() -> None:
+    """Have the C library (glibc) keep freed memory for the next image or batch.
+
+    Fresh memory from the system costs a fifth of a training step and a seventh of tiling a raster.
+    Another C library does as it likes.
+    """
+    with suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(MMAP_THRESHOLD, 2**25)
+        mallopt(MMAP_THRESHOLD, 2**30)  # newer versions take so much; else the first call holds
+        mallopt(TRIM_THRESHOLD, 2**31 - 1)
+
+
+def allow_open_files(count: int) -> None:
+    """Raise the limit of open files to `count` and some to spare, as far as the system lets us.
+
+    Every mapped array holds a file open; the usual limit of 1024 is below the real data's 1585.
+    """
+    if resource is None:
+        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < count + 256:
-        limit = count + 256 if hard == resource.RLIM_INFINITY else min(hard, count + 256)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
+    wanted = count + SPARE_FILES
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(hard, wanted)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
-def blocks_read():
-    # What this thread has had read from a disk, in the system's units.
+def mappable_files() -> int:
+    """How many files this process may keep mapped at a time."""
+    most = 32768  # Linux maps at most 65530, whatever else is allowed
+    if resource is None:
+        return 256
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return most
+    return min(max(16, soft - SPARE_FILES), most)
+
+
+def blocks_read() -> int:
+    """What this thread has had read from a disk, in the system's units; 0 if it does not say."""
+    if not hasattr(resource, "RUSAGE_THREAD"):
+        return 0
     return resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
+
+
+def worker_processes() -> BaseContext:
+    """How worker processes are started: forked where that is safe, in milliseconds; else anew.
+
+    Forking is safe on Linux in a process that has started no threads, as preprocessing.py has not.
+    """
+    return multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")

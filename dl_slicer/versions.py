@@ -1,4 +1,4 @@
-"""Versions of everything that can change a result."""
+"""The versions of everything that can change a result."""
 
 import platform
 import subprocess
@@ -7,29 +7,40 @@ from pathlib import Path
 
 import numpy as np
 import PIL
-import torch
-import torchvision
 
 
 @lru_cache
-def installed():
-    """Of everything that can change a result, and the commit of this checkout."""
-    found = {
-        "python": platform.python_version(),
+def installed() -> dict[str, str | None]:
+    """Give the version of each library by name, and the commit of this checkout.
+
+    None where there is none: no GPU, or no git.
+    """
+    # Here, since preprocessing.py records versions, too, and does without torch.
+    import torch
+    import torchvision
+
+    return {
+        **without_torch(),
         "torch": str(torch.__version__),
         "torchvision": str(torchvision.__version__),
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "commit": _commit(),
+    }
+
+
+def without_torch() -> dict[str, str]:
+    """Give the versions that can change a patch set."""
+    return {
+        "python": platform.python_version(),
         "numpy": np.__version__,
         "pillow": PIL.__version__,
-        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
     }
+
+
+def _commit() -> str | None:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        git = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-        )
-        found["commit"] = git.stdout.strip() or None
+        git = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
     except OSError:  # no git on this machine
-        found["commit"] = None
-    return found
+        return None
+    return git.stdout.strip() or None

@@ -93,12 +93,12 @@ def main(argv=None):
         raise InputError(f"{printable(args.checkpoint)}: {error}") from None
     model = model.to(device, memory_format=torch.channels_last)
     patch_set = None
-    if args.raster is None or checkpoint["classes"] is None:
-        patch_set = reading.open_split(args.data, args.split, checkpoint["image_size"])
-        checkpoint["classes"] = checkpoints.class_names(
+    if args.raster is None or checkpoint.classes is None:
+        patch_set = reading.open_split(args.data, args.split, checkpoint.image_size)
+        checkpoint.classes = checkpoints.class_names(
             checkpoint, patch_set, args.data, args.checkpoint
         )
-    target = None if args.target is None else cities.find(args.target, checkpoint["classes"])
+    target = None if args.target is None else cities.find(args.target, checkpoint.classes)
     methods = {name: METHODS[name](model, layers) for name in dict.fromkeys(args.methods)}
     out = Path(args.out) if args.out else Path(args.checkpoint).parent / "saliency"
     if args.raster is not None:

@@ -24,8 +24,8 @@ from PIL import Image
 
 import preprocessing
 from dl_slicer.cli import InputError, run
-from dl_slicer.files import atomic
-from dl_slicer.patch_sets import completing, on_disk, progress, reading, tiling
+from dl_slicer.files import atomic, locked
+from dl_slicer.patch_sets import completing, on_disk, reading, tiling
 from dl_slicer.patch_sets.on_disk import Region
 
 
@@ -1136,7 +1136,7 @@ def test_completing_waits_for_those_at_work(preprocess, tmp_path, monkeypatch, c
     monkeypatch.setattr(completing, "remove_stale", look)
     out = preprocess()
     assert held == [True]
-    with progress.locked(out, fcntl.LOCK_SH):
+    with locked(out, shared=True):
         process = start("--seed", 5, raw=tmp_path / "raw", out=out)
         while (line := process.stdout.readline()) and "waiting" not in line:
             pass

@@ -1,5 +1,6 @@
 """Checkpoints in and out."""
 
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -10,16 +11,32 @@ from dl_slicer.distributed import RANK
 from dl_slicer.files import atomic
 from dl_slicer.model import architectures, foreign_checkpoints, networks, pickles
 
-# What every checkpoint says besides its weights and architecture, and what a file of other people's is taken to mean.
-DEFAULTS = {
-    "classes": None,
-    "mean": list(networks.MEAN),
-    "std": list(networks.STD),
-    "image_size": 224,
-    "patch_size": None,
-    "stride": None,
-    "epoch": None,
-}
+
+@dataclass
+class Checkpoint:
+    """What a file of weights holds. The defaults are what a file of other people's is taken to mean."""
+
+    model: dict[str, torch.Tensor]  # the state dict that is evaluated
+    arch: str | None  # None: none of our networks
+    classes: list[str] | None = None
+    mean: list[float] = field(default_factory=lambda: list(networks.MEAN))
+    std: list[float] = field(default_factory=lambda: list(networks.STD))
+    image_size: int = 224
+    patch_size: int | None = None
+    stride: int | None = None
+    epoch: int | None = None
+    # What only a run of ours has: what --resume goes on with.
+    weights: dict[str, torch.Tensor] | None = None  # being trained, where model is their average
+    step: int | None = None
+    metrics: dict | None = None
+    optimizer: dict | None = None
+    rng: torch.Tensor | None = None
+    args: dict | None = None
+    versions: dict | None = None
+
+
+FIELDS = [each.name for each in fields(Checkpoint)]
+OWN = FIELDS[: FIELDS.index("weights")]  # what every checkpoint of ours has
 
 
 def build(arch, classes, weights="none"):
@@ -36,7 +53,7 @@ def build(arch, classes, weights="none"):
             arch, "IMAGENET1K_V1" if weights == "imagenet" else "IMAGENET1K_V2"
         )
     else:
-        state = read_file(weights)["model"]
+        state = read_file(weights).model
         if networks.arch_of(state) != arch:
             raise InputError(
                 f"--weights {printable(weights)}: weights of {networks.arch_of(state) or architectures.NO_NETWORK}, not of --arch {arch}"
@@ -76,24 +93,24 @@ def read_file(path):
         if isinstance(weights, pickles.Module)
         else foreign_checkpoints.without_prefix(weights)
     )
-    if isinstance(content, dict) and {"model", "arch", *DEFAULTS} <= content.keys():
-        checkpoint = {**content, "model": state}
+    is_own = isinstance(content, dict) and set(OWN) <= content.keys()
+    if is_own:
+        checkpoint = Checkpoint(
+            **{**{key: content[key] for key in FIELDS if key in content}, "model": state}
+        )
     else:
         arch = networks.arch_of(state)
-        checkpoint = {
-            **DEFAULTS,
-            "model": state,
-            "arch": arch,
-            "classes": foreign_checkpoints.find_classes(content) if arch else None,
-        }
-    check_fields(checkpoint, path)
+        checkpoint = Checkpoint(
+            state, arch, foreign_checkpoints.find_classes(content) if arch else None
+        )
+    check_fields(checkpoint, content if is_own else {}, path)
     return checkpoint
 
 
-def check_fields(checkpoint, path):
+def check_fields(checkpoint, content, path):
     """InputError if a field is not of the kind that train_classification.py writes there: nothing shall trip over it later."""
-    arch = networks.arch_of(checkpoint["model"])
-    outputs = len(checkpoint["model"]["fc.weight"]) if arch else 0
+    arch = networks.arch_of(checkpoint.model)
+    outputs = len(checkpoint.model["fc.weight"]) if arch else 0
 
     def three(values, least):
         return (
@@ -122,11 +139,11 @@ def check_fields(checkpoint, path):
         "stride": lambda value: value is None or whole(value),
         "epoch": lambda value: value is None or whole(value, least=0),
     }
-    wrong = [key for key, right in is_right.items() if not right(checkpoint[key])]
+    wrong = [key for key, right in is_right.items() if not right(getattr(checkpoint, key))]
     wrong += [
         key
         for key in ("optimizer", "metrics", "args")
-        if not isinstance(checkpoint.get(key, {}), dict)
+        if not isinstance(content.get(key, {}), dict)
     ]
     if wrong:
         raise InputError(
@@ -140,10 +157,10 @@ def load_checkpoint(path):
     The checkpoint's "classes" are None where the file does not name them: class_names() takes them from a data set.
     """
     checkpoint = read_file(path)
-    if checkpoint["arch"] is None:
+    if checkpoint.arch is None:
         raise InputError(f"{printable(path)}: weights of {architectures.NO_NETWORK}")
-    model = build(checkpoint["arch"], len(checkpoint["model"]["fc.weight"]))
-    networks.load_state(model, checkpoint["model"], printable(path))
+    model = build(checkpoint.arch, len(checkpoint.model["fc.weight"]))
+    networks.load_state(model, checkpoint.model, printable(path))
     return model.eval(), checkpoint
 
 
@@ -151,7 +168,7 @@ def save_checkpoint(path, checkpoint):
     """Write tensors and plain types, whole or not at all."""
     with atomic(path) as file:
         try:
-            torch.save(checkpoint, file)
+            torch.save({key: getattr(checkpoint, key) for key in FIELDS}, file)
         except RuntimeError as error:  # in which torch wraps a full disk
             raise error.__context__ if isinstance(error.__context__, OSError) else error
 
@@ -162,9 +179,9 @@ def class_names(checkpoint, patch_set, data, path):
     Where the file has none they are the data set's, in its order: that of the sorted folder names, as torchvision's ImageFolder
     numbered them when the model was trained.
     """
-    if checkpoint["classes"] is not None:
-        check_classes(patch_set, checkpoint["classes"], data, path)
-    elif len(checkpoint["model"]["fc.weight"]) != len(patch_set.classes):
+    if checkpoint.classes is not None:
+        check_classes(patch_set, checkpoint.classes, data, path)
+    elif len(checkpoint.model["fc.weight"]) != len(patch_set.classes):
         raise InputError(
             f"{printable(path)} tells {len(checkpoint['model']['fc.weight'])} classes apart, without their names; "
             f"{printable(data)} has {len(patch_set.classes)}"

@@ -37,3 +37,16 @@ def pick_dtype(amp, device):
 
 def autocast(device, dtype):
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """Say in which precision sums on a device are taken: float64 where it has it, else float32."""
+    return torch.float64 if device.type in ("cpu", "cuda") else torch.float32
+
+
+def to_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    """Give a result on the CPU: all results leave the device by this function.
+
+    What needs float64 is done after it, since not every device has float64.
+    """
+    return tensor.detach().cpu()

@@ -5,7 +5,6 @@ import io
 import itertools
 import json
 import os
-import sys
 import zlib
 from bisect import bisect_right
 from collections import defaultdict
@@ -13,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import PIL
 
+from dl_slicer import versions
 from dl_slicer.files import atomic
 from dl_slicer.patch_sets import on_disk
 from dl_slicer.patch_sets.on_disk import Region
@@ -40,11 +39,7 @@ def complete(out, raw, args, settings, jpegs, done):
         "counts": counts,
         "jpegs": jpegs,
         "raw": os.path.relpath(os.path.realpath(raw), os.path.realpath(out)),
-        "versions": {
-            "python": sys.version.split()[0],
-            "numpy": np.__version__,
-            "pillow": PIL.__version__,
-        },
+        "versions": versions.without_torch(),
     }
     texts = {
         "regions.csv": as_csv(Region._fields, regions),

@@ -1,9 +1,7 @@
 """What earlier runs of preprocessing.py have done, and whether it still holds."""
 
-import fcntl
 import json
 import os
-from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from dl_slicer.cli import InputError, printable
@@ -63,21 +61,3 @@ def refuse_other_settings(out, before, settings):
         raise InputError(
             f"{printable(out)}: this patch set was made with {' '.join(changed)}; choose another --out, or delete it first"
         )
-
-
-@contextmanager
-def locked(out, how):
-    """Hold a lock on the patch set, shared to tile and exclusive to complete it: completing removes what is left over, and must
-    not take it from under another process's hands. A file system without locks goes without."""
-    with ExitStack() as stack:
-        with suppress(OSError):
-            file = stack.enter_context(open(out / ".lock", "w"))
-            try:
-                fcntl.flock(file, how | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(
-                    f"{printable(out)}: waiting for another process that works on this patch set",
-                    flush=True,
-                )
-                fcntl.flock(file, how)
-        yield

@@ -4,7 +4,6 @@ import csv
 import mmap
 import os
 import re
-import resource
 import threading
 from functools import lru_cache
 from pathlib import Path
@@ -217,7 +216,7 @@ class ArrayPatches:
 class JpegPatches:
     """The patches of one split as JPEG files in the published folder layout. See open_split."""
 
-    default_workers = len(os.sched_getaffinity(0))
+    default_workers = machine.available_cores()
 
     def __init__(self, root, split, image_size):
         self.root, self.split, self.image_size = Path(root), split, image_size
@@ -289,10 +288,7 @@ def _map(file):
     found = _maps.get(file)
     if found is None:
         with open(file, "rb") as opened, _maps_lock:
-            # Linux maps at most 65530 files, whatever else is allowed.
-            if len(_maps) >= min(
-                max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 256), 32768
-            ):
+            if len(_maps) >= machine.mappable_files():
                 _maps.pop(next(iter(_maps)))
             np.lib.format.read_magic(opened)
             shape, _, _ = np.lib.format.read_array_header_1_0(opened)

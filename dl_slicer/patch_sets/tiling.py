@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from dl_slicer import machine
 from dl_slicer.cli import InputError, printable
 from dl_slicer.files import atomic
 from dl_slicer.patch_sets import image_files, on_disk
@@ -112,7 +113,7 @@ def tile_all(jobs, work, workers, done, faults):
     workers, waiting, running = min(workers, len(jobs)), iter(jobs), {}
     with (
         interrupts_held() as interrupts,
-        ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), end_with_parent) as pool,
+        ProcessPoolExecutor(workers, machine.worker_processes(), end_with_parent) as pool,
         tqdm(total=len(jobs), unit=" rasters", desc="tiling", disable=None) as bar,
     ):
         try:

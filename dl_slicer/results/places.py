@@ -78,9 +78,9 @@ def compare(paths, model, checkpoint, classes, device, dtype, out):
     """
     # What a file of other people's does not say is as published.
     image_size, patch_size, stride = (
-        checkpoint["image_size"],
-        checkpoint["patch_size"] or 480,
-        checkpoint["stride"] or 240,
+        checkpoint.image_size,
+        checkpoint.patch_size or 480,
+        checkpoint.stride or 240,
     )
     step = max(1, round(stride * image_size / patch_size))
     files = find_files(paths, patch_size)
@@ -158,7 +158,7 @@ def compare(paths, model, checkpoint, classes, device, dtype, out):
 
 def classify(model, pixels, checkpoint, step, device, dtype):
     """Upper left corners (n, 2) as (y, x) of the windows that cover pixels (uint8 (H, W, 3) at the network's scale), and probabilities (n, K)."""
-    size, batch_size = checkpoint["image_size"], 512 if device.type == "cuda" else 64
+    size, batch_size = checkpoint.image_size, 512 if device.type == "cuda" else 64
     corners = np.array(
         [
             (y, x)
@@ -174,9 +174,7 @@ def classify(model, pixels, checkpoint, step, device, dtype):
                     [pixels[y : y + size, x : x + size] for y, x in corners[i : i + batch_size]]
                 )
             )
-            logits = model(
-                transforms.normalise(batch.to(device), checkpoint["mean"], checkpoint["std"])
-            )
+            logits = model(transforms.normalise(batch.to(device), checkpoint.mean, checkpoint.std))
             found.append(logits.float().softmax(1).double().cpu())
     return corners, torch.cat(found).numpy()
 

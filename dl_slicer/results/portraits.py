@@ -63,7 +63,7 @@ def write(out, model, checkpoint, patch_set, logits, near, device, batch_size=8)
         part = shown[i : i + batch_size]
         images = torch.from_numpy(patch_set.read([index for index, _ in part])).to(device)
         maps, _ = cam(
-            transforms.normalise(images, checkpoint["mean"], checkpoint["std"]),
+            transforms.normalise(images, checkpoint.mean, checkpoint.std),
             [target for _, target in part],
         )
         masks.update(zip(part, maps[LAYER].float().cpu()))
@@ -169,7 +169,7 @@ def margin(logits, city):
 def pick_non_overlapping(patch_set, order, checkpoint, most=PATCHES):
     """The first patches of an order (indices), each from another raster as far as there are several, none overlapping another."""
     size, stride = (
-        getattr(patch_set, key) or checkpoint[key] or published
+        getattr(patch_set, key) or getattr(checkpoint, key) or published
         for key, published in (("patch_size", 480), ("stride", 240))
     )
     chosen, places = [], []

@@ -43,7 +43,7 @@ def explain(methods, patch_set, chosen, checkpoint, target, device, batch_size=8
         leave=False,
     ):
         images = torch.from_numpy(patch_set.read(chosen[i : i + batch_size])).to(device)
-        images = transforms.normalise(images, checkpoint["mean"], checkpoint["std"])
+        images = transforms.normalise(images, checkpoint.mean, checkpoint.std)
         for name, method in methods.items():
             found, scores = method(images, target)
             for layer, values in found.items():
@@ -122,9 +122,9 @@ def save(path, picture):
 
 def explain_raster(args, checkpoint, methods, target, device, out):
     """Write <raster>_<method>.jpg for a whole raster, and its maps if asked for."""
-    file, classes = Path(args.raster), checkpoint["classes"]
-    size, patch_size = checkpoint["image_size"], checkpoint["patch_size"] or 480
-    step = max(1, round((checkpoint["stride"] or 240) * size / patch_size))
+    file, classes = Path(args.raster), checkpoint.classes
+    size, patch_size = checkpoint.image_size, checkpoint.patch_size or 480
+    step = max(1, round((checkpoint.stride or 240) * size / patch_size))
     try:
         raster = image_files.read_image(file)
     except UnreadableImage as error:
@@ -144,7 +144,7 @@ def explain_raster(args, checkpoint, methods, target, device, out):
             pixels,
             size,
             step,
-            lambda images: transforms.normalise(images, checkpoint["mean"], checkpoint["std"]),
+            lambda images: transforms.normalise(images, checkpoint.mean, checkpoint.std),
             target,
             device,
         )
@@ -173,7 +173,7 @@ def explain_raster(args, checkpoint, methods, target, device, out):
 def write_quality(out, names, model, patch_set, chosen, checkpoint, target, layers, device):
     """quality.csv: average drop, increase, deletion, insertion and randomisation, a row for each method and depth."""
     images = transforms.normalise(
-        torch.from_numpy(patch_set.read(chosen)).to(device), checkpoint["mean"], checkpoint["std"]
+        torch.from_numpy(patch_set.read(chosen)).to(device), checkpoint.mean, checkpoint.std
     )
     rows = quality.table(
         model,

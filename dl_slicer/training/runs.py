@@ -29,11 +29,12 @@ def resume(folder, args, fixed):
             f"{printable(folder)}: holds a run already; go on with it with --resume, or choose another --run"
         )
     begun = checkpoints.read_file(file)
-    if not {"args", "optimizer", "metrics", "rng", "epoch", "step"} <= begun.keys():
+    needed = (begun.args, begun.optimizer, begun.metrics, begun.rng, begun.epoch, begun.step)
+    if any(value is None for value in needed):
         raise InputError(
             f"{printable(file)}: no checkpoint of train_classification.py that can be gone on with"
         )
-    before = begun["args"]
+    before = begun.args
     before = recipes.RECIPES["published"] | before  # runs of before there were others
     changed = [
         f"{key} was {printable(before.get(key))}, is {printable(fixed[key])}"
@@ -44,9 +45,9 @@ def resume(folder, args, fixed):
         raise InputError(
             f"--resume {printable(folder)}: would not give that run's result: {'; '.join(changed)}"
         )
-    if begun["epoch"] > args.epochs:
+    if begun.epoch > args.epochs:
         raise InputError(
-            f"--resume {printable(folder)}: has {begun['epoch']} epochs already, --epochs {args.epochs} is fewer"
+            f"--resume {printable(folder)}: has {begun.epoch} epochs already, --epochs {args.epochs} is fewer"
         )
     return begun
 

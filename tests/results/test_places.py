@@ -22,13 +22,9 @@ class ByColour(torch.nn.Module):
         return images.mean((2, 3)) * 20
 
 
-CHECKPOINT = {
-    "image_size": 28,
-    "patch_size": 48,
-    "stride": 24,
-    "mean": [0.5] * 3,
-    "std": [0.25] * 3,
-}
+CHECKPOINT = checkpoints.Checkpoint(
+    model={}, arch=None, image_size=28, patch_size=48, stride=24, mean=[0.5] * 3, std=[0.25] * 3
+)
 CITIES = ["Red (RED)", "Green (GRN)", "Blue (BLU)"]
 COLOURS = [(200, 20, 20), (20, 200, 20), (20, 20, 200)]
 
@@ -137,7 +133,7 @@ def test_patches_are_those_of_a_patch_set(data, finished, tmp_path):
     model, checkpoint = checkpoints.load_checkpoint(finished / "best.pth")
     patch_set = reading.open_split(data, "train")
     logits = evaluation.evaluate(
-        model, patch_set, torch.device("cpu"), torch.float32, checkpoint["mean"], checkpoint["std"]
+        model, patch_set, torch.device("cpu"), torch.float32, checkpoint.mean, checkpoint.std
     )
     raster = patch_set.raster(0)
     own = [i for i in range(len(patch_set)) if patch_set.raster(i) == raster]
