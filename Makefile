@@ -9,14 +9,14 @@ demo: .venv/installed
 	$(BIN)/python preprocessing.py --raw $(DEMO)/raw --out $(DEMO)/patches --image-size 160
 	$(BIN)/python train_classification.py --data $(DEMO)/patches --out $(DEMO)/run \
 	    --arch resnet18 --weights none --recipe robust --epochs 12 --batch-size 16 --resume
-	$(BIN)/python test_classification.py --checkpoint $(DEMO)/run/best.pth --data $(DEMO)/patches
-	$(BIN)/python -m relevance_cam --checkpoint $(DEMO)/run/best.pth --data $(DEMO)/patches \
+	$(BIN)/python test_classification.py --checkpoint $(DEMO)/run/last.pth --data $(DEMO)/patches
+	$(BIN)/python -m relevance_cam --checkpoint $(DEMO)/run/last.pth --data $(DEMO)/patches \
 	    --per-city 3
 	@echo
 	@echo "What lies where:"
 	@echo "  $(DEMO)/raw/           the rasters: six drawn cities, three sites each"
 	@echo "  $(DEMO)/patches/       the patch set"
-	@echo "  $(DEMO)/run/           the training run: best.pth, log.csv, curves.png"
+	@echo "  $(DEMO)/run/           the training run: last.pth, log.csv, curves.png"
 	@echo "  $(DEMO)/run/test_b/    how good it is on a site of each city that it has never seen," \
 	    "and which cities resemble each other"
 	@echo "  $(DEMO)/run/saliency/  what in a patch makes it that city: a sheet for each city," \
