@@ -267,15 +267,12 @@ def main(argv=None):
         scores = (
             None
             if step < steps
-            else evaluation.evaluate(
+            else evaluation.score(
                 trained,
                 val,
-                device,
-                dtype,
-                workers=workers,
+                evaluation.Setup(device, dtype, workers=workers),
                 desc="validation",
                 stop=stop,
-                score=True,
             )
         )
         if scores is None:
