@@ -375,7 +375,7 @@ def test_published_model_in_testing(tmp_path, on_cuda, capsys):
 
 def test_weights_with_another_last_layer(tmp_path, on_cuda, resnet18, capsys):
     path = saved(tmp_path / "model.pth", published(resnet18))
-    model = checkpoints.build("resnet18", 7, str(path))
+    model = checkpoints.initial_network("resnet18", 7, str(path))
     assert (
         f"--weights {path}: its last layer has 5 classes, a new one with 7 takes its place"
         in capsys.readouterr().out
@@ -384,7 +384,7 @@ def test_weights_with_another_last_layer(tmp_path, on_cuda, resnet18, capsys):
     model.fc = resnet18.fc
     assert equal(model.state_dict(), resnet18.state_dict())
     assert (
-        equal(checkpoints.build("resnet18", 5, str(path)).state_dict(), resnet18.state_dict())
+        equal(checkpoints.initial_network("resnet18", 5, str(path)).state_dict(), resnet18.state_dict())
         and not capsys.readouterr().out
     )
 
@@ -392,11 +392,11 @@ def test_weights_with_another_last_layer(tmp_path, on_cuda, resnet18, capsys):
 def test_weights_of_another_network(tmp_path, resnet18):
     path = saved(tmp_path / "model.pth", resnet18.state_dict())
     assert "weights of resnet18, not of --arch resnet50" in refusal(
-        lambda path: checkpoints.build("resnet50", 5, path), path
+        lambda path: checkpoints.initial_network("resnet50", 5, path), path
     )
     saved(path, torchvision.models.squeezenet1_1().state_dict())
     assert "weights of none of resnet18, resnet34" in refusal(
-        lambda path: checkpoints.build("resnet50", 5, path), path
+        lambda path: checkpoints.initial_network("resnet50", 5, path), path
     )
     assert "weights of none of resnet18, resnet34" in refusal(checkpoints.load_checkpoint, path)
 
@@ -419,7 +419,7 @@ def test_imagenet_weights(tmp_path, resnet18, monkeypatch, capsys):
     imagenet_of(file, monkeypatch)
     for _ in range(2):
         assert equal(
-            checkpoints.build("resnet18", 5, "imagenet").state_dict(), resnet18.state_dict()
+            checkpoints.initial_network("resnet18", 5, "imagenet").state_dict(), resnet18.state_dict()
         )
         file.unlink(missing_ok=True)
     # Torch's cache under torchvision's own name for them.
@@ -433,14 +433,14 @@ def test_imagenet_weights(tmp_path, resnet18, monkeypatch, capsys):
         / Path(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url).name
     )
     (cached.parent / file.name).rename(cached)
-    model = checkpoints.build("resnet18", 4, "imagenet")
+    model = checkpoints.initial_network("resnet18", 4, "imagenet")
     assert torch.equal(model.layer4[1].conv2.weight, resnet18.layer4[1].conv2.weight)
     assert (
         "its last layer has 5 classes, a new one with 4 takes its place" in capsys.readouterr().out
     )
     cached.write_bytes(cached.read_bytes()[:100000])
     with pytest.raises(InputError, match="ImageNet weights for resnet18 cannot be had"):
-        checkpoints.build("resnet18", 4, "imagenet")
+        checkpoints.initial_network("resnet18", 4, "imagenet")
 
 
 def test_imagenet_weights_that_are_not_to_be_had(tmp_path, monkeypatch):
@@ -452,14 +452,14 @@ def test_imagenet_weights_that_are_not_to_be_had(tmp_path, monkeypatch):
     ):  # another hash; not there, as without a connection
         imagenet_of(file, monkeypatch)
         with pytest.raises(InputError, match="--weights PATH.*--weights none") as error:
-            checkpoints.build("resnet18", 4, "imagenet")
+            checkpoints.initial_network("resnet18", 4, "imagenet")
         assert file.as_uri() in str(error.value) and str(error.value).isprintable()
         assert not list((tmp_path / "home").rglob("*.pth"))
     monkeypatch.undo()
     with pytest.raises(
         InputError, match="torchvision has none for resnet18; take --weights imagenet"
     ):
-        checkpoints.build("resnet18", 4, "imagenet-v2")
+        checkpoints.initial_network("resnet18", 4, "imagenet-v2")
 
 
 # --------------------------------------------------------------------------------------------------------- files that mean harm
