@@ -94,17 +94,8 @@ def main(argv=None):
     started = time.time()
     model = model.to(device, memory_format=torch.channels_last)
     workers = args.workers if args.workers is not None else patch_set.default_workers
-    logits, features = evaluation.evaluate(
-        model,
-        patch_set,
-        device,
-        dtype,
-        checkpoint.mean,
-        checkpoint.std,
-        workers,
-        features=True,
-        tta=args.tta,
-    )
+    setup = evaluation.Setup(device, dtype, checkpoint.mean, checkpoint.std, workers)
+    logits, features = evaluation.evaluate(model, patch_set, setup, tta=args.tta)
     seconds = time.time() - started
     distributed.leave()
     if RANK != 0:

@@ -175,7 +175,7 @@ def main(argv=None):
     # The run so far, or a new one.
     begun = runs.resume(folder, args, fixed)
     torch.manual_seed(args.seed)
-    model = checkpoints.build(args.arch, len(train.classes), "none" if begun else args.weights)
+    model = checkpoints.initial_network(args.arch, len(train.classes), "none" if begun else args.weights)
     if begun:
         networks.load_state(model, begun.weights or begun.model, printable(folder / "last.pth"))
     model = model.to(device, memory_format=torch.channels_last)
@@ -267,15 +267,12 @@ def main(argv=None):
         scores = (
             None
             if step < steps
-            else evaluation.evaluate(
+            else evaluation.score(
                 trained,
                 val,
-                device,
-                dtype,
-                workers=workers,
+                evaluation.Setup(device, dtype, workers=workers),
                 desc="validation",
                 stop=stop,
-                score=True,
             )
         )
         if scores is None:

@@ -483,7 +483,7 @@ def time_evaluation(work, sizes, device):
     classifier_agrees(patch_set, slow, fast, device, dtype)
 
     def ours():
-        evaluation.evaluate(fast, patch_set, device, dtype)
+        evaluation.evaluate(fast, patch_set, evaluation.Setup(device, dtype))
 
     def plain():
         slow.eval()

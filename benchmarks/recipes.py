@@ -164,12 +164,10 @@ def train(out, args, row, seed, done):
         device = devices.pick_device("auto")
         model, checkpoint = checkpoints.load_checkpoint(folder / "last.pth")
         test = reading.open_split(out / "patches", "test")
-        scores = evaluation.evaluate(
+        scores = evaluation.score(
             model.to(device, memory_format=torch.channels_last),
             test,
-            device,
-            devices.pick_dtype("auto", device),
-            score=True,
+            evaluation.Setup(device, devices.pick_dtype("auto", device)),
         )
         result["test"] = scores[:, 1].double().mean().item()
     return result

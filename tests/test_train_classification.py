@@ -174,9 +174,7 @@ def test_same_seed_same_bits_and_another_seed_other_bits(data, finished, tmp_pat
 
 
 def test_ties_keep_the_earlier_epoch(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        evaluation, "evaluate", lambda model, val, *_, **__: torch.ones(len(val), 2)
-    )
+    monkeypatch.setattr(evaluation, "score", lambda model, val, *_, **__: torch.ones(len(val), 2))
     train_classification.main(flags(data, tmp_path / "ties"))
     assert (
         load(tmp_path / "ties" / "best.pth")["epoch"] == 1
@@ -388,13 +386,13 @@ def test_results_of_a_test(data, finished):
 def test_features_are_what_the_last_layer_sees(data, finished):
     model, checkpoint = checkpoints.load_checkpoint(finished / "best.pth")
     patch_set, cpu = reading.open_split(data, "test"), torch.device("cpu")
-    logits, features = evaluation.evaluate(model, patch_set, cpu, torch.float32, features=True)
+    logits, features = evaluation.evaluate(model, patch_set, evaluation.Setup(cpu))
     assert (
         features.shape == (108, 512)
         and features.dtype == torch.float32
         and not model.fc._forward_pre_hooks
     )
-    assert torch.equal(logits, evaluation.evaluate(model, patch_set, cpu, torch.float32))
+    assert torch.equal(logits, evaluation.evaluate(model, patch_set, evaluation.Setup(cpu)).logits)
     torch.testing.assert_close(model.fc(features), logits)
 
 
@@ -402,10 +400,10 @@ def test_scores_are_those_of_the_logits(data, finished):
     model, checkpoint = checkpoints.load_checkpoint(finished / "best.pth")
     patch_set, cpu = reading.open_split(data, "test"), torch.device("cpu")
     logits, truth = (
-        evaluation.evaluate(model, patch_set, cpu, torch.float32),
+        evaluation.evaluate(model, patch_set, evaluation.Setup(cpu)).logits,
         torch.from_numpy(patch_set.labels.astype(np.int64)),
     )
-    loss, right = evaluation.evaluate(model, patch_set, cpu, torch.float32, score=True).T
+    loss, right = evaluation.score(model, patch_set, evaluation.Setup(cpu)).T
     torch.testing.assert_close(
         loss, torch.nn.functional.cross_entropy(logits, truth, reduction="none")
     )
@@ -415,9 +413,7 @@ def test_scores_are_those_of_the_logits(data, finished):
 def test_tta_is_the_mean_over_the_eight_symmetries(data, finished, tmp_path):
     model, checkpoint = checkpoints.load_checkpoint(finished / "best.pth")
     patch_set, cpu = reading.open_split(data, "test_b"), torch.device("cpu")
-    logits, features = evaluation.evaluate(
-        model, patch_set, cpu, torch.float32, features=True, tta=True
-    )
+    logits, features = evaluation.evaluate(model, patch_set, evaluation.Setup(cpu), tta=True)
     images = transforms.normalise(
         torch.from_numpy(patch_set.read(np.arange(len(patch_set)))), networks.MEAN, networks.STD
     )

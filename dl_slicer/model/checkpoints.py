@@ -1,36 +1,43 @@
-"""Checkpoints in and out."""
+"""Checkpoints in and out, and the weights that a run begins with."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
-import torchvision
+from torch import Tensor
+from torchvision.models import ResNet
 
 from dl_slicer.cli import InputError, printable
 from dl_slicer.distributed import RANK
 from dl_slicer.files import atomic
-from dl_slicer.model import architectures, foreign_checkpoints, networks, pickles
+from dl_slicer.model import architectures, foreign_checkpoints, networks, own_files, pickles
+from dl_slicer.patch_sets import on_disk
+from dl_slicer.patch_sets.reading import ArrayPatches, JpegPatches
 
 
 @dataclass
 class Checkpoint:
-    """What a file of weights holds. The defaults are what a file of other people's is taken to mean."""
+    """What a file of weights holds: tensors and plain types only.
 
-    model: dict[str, torch.Tensor]  # the state dict that is evaluated
+    The defaults are what a file of other people's is taken to mean.
+    """
+
+    model: dict[str, Tensor]  # the state dict that is evaluated
     arch: str | None  # None: none of our networks
-    classes: list[str] | None = None
+    classes: list[str] | None = None  # names of cities; None: the file does not name them
     mean: list[float] = field(default_factory=lambda: list(networks.MEAN))
     std: list[float] = field(default_factory=lambda: list(networks.STD))
-    image_size: int = 224
-    patch_size: int | None = None
+    image_size: int = on_disk.IMAGE_SIZE  # side of a patch that the network sees
+    patch_size: int | None = None  # the same in pixels of the raster
     stride: int | None = None
-    epoch: int | None = None
+    epoch: int | None = None  # epochs done
     # What only a run of ours has: what --resume goes on with.
-    weights: dict[str, torch.Tensor] | None = None  # being trained, where model is their average
-    step: int | None = None
+    weights: dict[str, Tensor] | None = None  # being trained, where model is their average
+    step: int | None = None  # steps done in the epoch that has begun
     metrics: dict | None = None
     optimizer: dict | None = None
-    rng: torch.Tensor | None = None
+    rng: Tensor | None = None  # the state of torch's random numbers
     args: dict | None = None
     versions: dict | None = None
 
@@ -39,171 +46,213 @@ FIELDS = [each.name for each in fields(Checkpoint)]
 OWN = FIELDS[: FIELDS.index("weights")]  # what every checkpoint of ours has
 
 
-def build(arch, classes, weights="none"):
-    """A torchvision ResNet whose last layer has `classes` outputs.
+def initial_network(arch: str, classes: int, weights: str = "none") -> ResNet:
+    """Give a torchvision ResNet as a run begins with it; its last layer has `classes` outputs.
 
-    weights: "imagenet" (IMAGENET1K_V1), "imagenet-v2", "none", or a file of this architecture in any form that read_file takes,
-    whose last layer is left out if it has another number of classes. InputError if they are not to be had or do not fit.
+    weights: "imagenet" (IMAGENET1K_V1), "imagenet-v2", "none" (random ones), or a file of this
+    architecture in any form that read_file takes. A last layer with another number of classes is
+    left out. InputError if the weights are not to be had or do not fit.
     """
-    model = torchvision.models.get_model(arch, weights=None, num_classes=classes)
+    model = networks.new_network(arch, classes)
     if weights == "none":
         return model
-    if weights in ("imagenet", "imagenet-v2"):
-        state = networks.imagenet_weights(
-            arch, "IMAGENET1K_V1" if weights == "imagenet" else "IMAGENET1K_V2"
-        )
-    else:
-        state = read_file(weights).model
-        if networks.arch_of(state) != arch:
-            raise InputError(
-                f"--weights {printable(weights)}: weights of {networks.arch_of(state) or architectures.NO_NETWORK}, not of --arch {arch}"
-            )
-    given = state["fc.weight"].shape[0]
-    if given != classes:
+    state = _weights_for(arch, weights)
+    outputs = state["fc.weight"].shape[0]
+    if outputs != classes:
         if RANK == 0:
             print(
-                f"--weights {printable(weights)}: its last layer has {given} classes, a new one with {classes} takes its place"
+                f"--weights {printable(weights)}: its last layer has {outputs} classes,"
+                f" a new one with {classes} takes its place"
             )
-        state = {key: value for key, value in state.items() if not key.startswith("fc.")}
-        state |= {key: value for key, value in model.state_dict().items() if key.startswith("fc.")}
+        state = _with_last_layer_of(model, state)
     networks.load_state(model, state, f"--weights {printable(weights)}")
     return model
 
 
-def read_file(path):
-    """What a file of weights holds: "model" (a state dict), "arch" (None if it is none of ours), the keys of DEFAULTS, and more if it is a checkpoint of ours.
+def _weights_for(arch: str, weights: str) -> dict[str, Tensor]:
+    if weights == "imagenet":
+        return networks.imagenet_weights(arch, "IMAGENET1K_V1")
+    if weights == "imagenet-v2":
+        return networks.imagenet_weights(arch, "IMAGENET1K_V2")
+    state = read_file(weights).model
+    found = networks.arch_of(state)
+    if found != arch:
+        raise InputError(
+            f"--weights {printable(weights)}: weights of {found or architectures.NO_NETWORK},"
+            f" not of --arch {arch}"
+        )
+    return state
 
-    By its content: a checkpoint of ours, a whole ResNet pickled from any device, alone or in DataParallel, a state dict with or
-    without module. before its keys, or a dictionary with one of these in it. Nothing is unpickled, see torch_file. InputError if it
-    is none of these, damaged, or asks for anything else.
+
+def _with_last_layer_of(model: ResNet, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    others = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    last = {key: value for key, value in model.state_dict().items() if key.startswith("fc.")}
+    return others | last
+
+
+def read_file(path: str | Path) -> Checkpoint:
+    """Give what a file of weights holds.
+
+    What it is, its content tells: a checkpoint of ours, a whole ResNet pickled from any device,
+    alone or in DataParallel, a state dict with or without module. before its keys, or a dictionary
+    with one of these in it. Nothing is unpickled freely, see own_files and pickles. InputError if
+    it is none of these, damaged, or asks for anything else.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(
-            f"{printable(path)}: {'no regular file' if path.exists() else 'no such file'}"
-        )
-    content = pickles.read(path)
-    weights = foreign_checkpoints.find_weights(content)
-    if weights is None:
-        raise InputError(
-            f"{printable(path)}: no checkpoint: neither a model, nor a state dict, nor one of these under {', '.join(foreign_checkpoints.WRAPPERS)}"
-        )
-    state = (
-        foreign_checkpoints.state_of_module(weights, path)
-        if isinstance(weights, pickles.Module)
-        else foreign_checkpoints.without_prefix(weights)
-    )
+        reason = "no regular file" if path.exists() else "no such file"
+        raise InputError(f"{printable(path)}: {reason}")
+    content = own_files.read(path, keys=OWN)
+    if content is None:
+        content = pickles.read(path)
+    state = _state_in(content, path)
     is_own = isinstance(content, dict) and set(OWN) <= content.keys()
     if is_own:
-        checkpoint = Checkpoint(
-            **{**{key: content[key] for key in FIELDS if key in content}, "model": state}
-        )
+        checkpoint = _own_checkpoint(content, state)
     else:
         arch = networks.arch_of(state)
-        checkpoint = Checkpoint(
-            state, arch, foreign_checkpoints.find_classes(content) if arch else None
-        )
+        classes = foreign_checkpoints.find_classes(content) if arch else None
+        checkpoint = Checkpoint(state, arch, classes)
     check_fields(checkpoint, content if is_own else {}, path)
     return checkpoint
 
 
-def check_fields(checkpoint, content, path):
-    """InputError if a field is not of the kind that train_classification.py writes there: nothing shall trip over it later."""
+def _state_in(content: object, path: Path) -> dict[str, Tensor]:
+    weights = foreign_checkpoints.find_weights(content)
+    if weights is None:
+        raise InputError(
+            f"{printable(path)}: no checkpoint: neither a model, nor a state dict, nor one of these"
+            f" under {', '.join(foreign_checkpoints.WRAPPERS)}"
+        )
+    if isinstance(weights, pickles.Module):
+        return foreign_checkpoints.state_of_module(weights, path)
+    return foreign_checkpoints.without_prefix(weights)
+
+
+def _own_checkpoint(content: dict, state: dict[str, Tensor]) -> Checkpoint:
+    found = {key: content[key] for key in FIELDS if key in content}
+    found["model"] = state
+    if isinstance(found.get("weights"), dict):
+        # Without the _metadata of torch's state dicts, which load_state_dict would trust.
+        found["weights"] = dict(found["weights"])
+    return Checkpoint(**found)
+
+
+def check_fields(checkpoint: Checkpoint, content: dict, path: Path) -> None:
+    """InputError if a field is not of the kind that train_classification.py writes there.
+
+    So nothing trips over it later. content: what the file holds if it is one of ours, else empty.
+    """
     arch = networks.arch_of(checkpoint.model)
     outputs = len(checkpoint.model["fc.weight"]) if arch else 0
-
-    def three(values, least):
-        return (
-            isinstance(values, list)
-            and len(values) == 3
-            and all(type(value) is float and least <= value < 1000 for value in values)
-        )
-
-    def whole(value, least=1, most=2**31):
-        return type(value) is int and least <= value <= most
-
-    def names(values):
-        return (
-            isinstance(values, list)
-            and all(type(value) is str for value in values)
-            and len(set(values)) == len(values) == outputs
-        )
-
     is_right = {
-        "arch": lambda value: type(value) in (str, type(None)) and value == arch,
-        "classes": lambda value: value is None or names(value),
-        "mean": lambda value: three(value, least=0),
-        "std": lambda value: three(value, least=1e-6),
-        "image_size": lambda value: whole(value, most=4096),
-        "patch_size": lambda value: value is None or whole(value),
-        "stride": lambda value: value is None or whole(value),
-        "epoch": lambda value: value is None or whole(value, least=0),
+        "arch": type(checkpoint.arch) in (str, type(None)) and checkpoint.arch == arch,
+        "classes": checkpoint.classes is None or _are_names(checkpoint.classes, outputs),
+        "mean": _is_a_colour(checkpoint.mean, least=0),
+        "std": _is_a_colour(checkpoint.std, least=1e-6),
+        "image_size": _is_whole_number(checkpoint.image_size, least=1, most=4096),
+        "patch_size": checkpoint.patch_size is None or _is_whole_number(checkpoint.patch_size),
+        "stride": checkpoint.stride is None or _is_whole_number(checkpoint.stride),
+        "epoch": checkpoint.epoch is None or _is_whole_number(checkpoint.epoch, least=0),
     }
-    wrong = [key for key, right in is_right.items() if not right(getattr(checkpoint, key))]
-    wrong += [
-        key
-        for key in ("optimizer", "metrics", "args")
-        if not isinstance(content.get(key, {}), dict)
-    ]
+    for key in ("optimizer", "metrics", "args"):
+        is_right[key] = key not in content or isinstance(content[key], dict)
+    wrong = [key for key, right in is_right.items() if not right]
     if wrong:
         raise InputError(
-            f"{printable(path)}: damaged: its {', '.join(wrong)} cannot be right for {arch or 'weights of an unknown network'} with {outputs} outputs"
+            f"{printable(path)}: damaged: its {', '.join(wrong)} cannot be right for"
+            f" {arch or 'weights of an unknown network'} with {outputs} outputs"
         )
 
 
-def load_checkpoint(path):
-    """(model in eval mode, checkpoint as read_file gives it) of a file of weights. InputError if it is none, or of no network of ours.
+def _are_names(value: object, count: int) -> bool:
+    if not isinstance(value, list) or not all(type(name) is str for name in value):
+        return False
+    return len(set(value)) == len(value) == count
 
-    The checkpoint's "classes" are None where the file does not name them: class_names() takes them from a data set.
+
+def _is_a_colour(value: object, least: float) -> bool:
+    if not isinstance(value, list) or len(value) != 3:
+        return False
+    return all(type(channel) is float and least <= channel < 1000 for channel in value)
+
+
+def _is_whole_number(value: object, least: int = 1, most: int = 2**31) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def load_checkpoint(path: str | Path) -> tuple[ResNet, Checkpoint]:
+    """Give the network of a file of weights, in eval mode, and the file's checkpoint.
+
+    Its classes are None where the file does not name them: class_names() takes them from a data
+    set. InputError if the file is no file of weights, or of no network of ours.
     """
     checkpoint = read_file(path)
     if checkpoint.arch is None:
         raise InputError(f"{printable(path)}: weights of {architectures.NO_NETWORK}")
-    model = build(checkpoint.arch, len(checkpoint.model["fc.weight"]))
+    model = networks.new_network(checkpoint.arch, len(checkpoint.model["fc.weight"]))
     networks.load_state(model, checkpoint.model, printable(path))
     return model.eval(), checkpoint
 
 
-def save_checkpoint(path, checkpoint):
-    """Write tensors and plain types, whole or not at all."""
+def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint, whole or not at all."""
+    content = {key: getattr(checkpoint, key) for key in FIELDS}
     with atomic(path) as file:
         try:
-            torch.save({key: getattr(checkpoint, key) for key in FIELDS}, file)
-        except RuntimeError as error:  # in which torch wraps a full disk
-            raise error.__context__ if isinstance(error.__context__, OSError) else error
+            torch.save(content, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # a full disk, which torch wraps
+                raise error.__context__ from None
+            raise
 
 
-def class_names(checkpoint, patch_set, data, path):
-    """The names of a checkpoint's classes, which must be those of the data set. InputError if that has others, or another number.
+def class_names(
+    checkpoint: Checkpoint, patch_set: ArrayPatches | JpegPatches, data: str, path: str
+) -> list[str]:
+    """Give the names of a checkpoint's classes, which must be those of the data set.
 
-    Where the file has none they are the data set's, in its order: that of the sorted folder names, as torchvision's ImageFolder
-    numbered them when the model was trained.
+    Where the checkpoint has none they are the data set's, in its order: that of the sorted folder
+    names, as torchvision's ImageFolder numbered them when the model was trained.
+    data, path: what the user calls the data set and the checkpoint. InputError if the data set has
+    other classes, or another number.
     """
     if checkpoint.classes is not None:
         check_classes(patch_set, checkpoint.classes, data, path)
-    elif len(checkpoint.model["fc.weight"]) != len(patch_set.classes):
+        return list(patch_set.classes)
+    outputs = len(checkpoint.model["fc.weight"])
+    if outputs != len(patch_set.classes):
         raise InputError(
-            f"{printable(path)} tells {len(checkpoint['model']['fc.weight'])} classes apart, without their names; "
-            f"{printable(data)} has {len(patch_set.classes)}"
+            f"{printable(path)} tells {outputs} classes apart, without their names;"
+            f" {printable(data)} has {len(patch_set.classes)}"
         )
-    elif RANK == 0:
+    if RANK == 0:
         print(
-            f"{printable(path)}: has no class names; taken to be those of {printable(data)} in sorted order"
+            f"{printable(path)}: has no class names; taken to be those of {printable(data)}"
+            " in sorted order"
         )
     return list(patch_set.classes)
 
 
-def check_classes(patch_set, classes, data, checkpoint):
-    """InputError if a patch set has other classes than a checkpoint, naming them."""
-    if list(patch_set.classes) != list(classes):
-        surplus = sorted(set(patch_set.classes) - set(classes)) or ["none"]
-        lacking = sorted(set(classes) - set(patch_set.classes)) or ["none"]
-        few = [
-            printable(
-                ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-            )
-            for names in (surplus, lacking)
-        ]
-        raise InputError(
-            f"{printable(data)} has other classes than {printable(checkpoint)}: only in the data: {few[0]}; only in the checkpoint: {few[1]}"
-        )
+def check_classes(
+    patch_set: ArrayPatches | JpegPatches, classes: Sequence[str], data: str, checkpoint: str
+) -> None:
+    """InputError, naming them, if a patch set has other classes than a checkpoint.
+
+    data, checkpoint: what the user calls the two.
+    """
+    if list(patch_set.classes) == list(classes):
+        return
+    only_in_data = set(patch_set.classes) - set(classes)
+    only_in_checkpoint = set(classes) - set(patch_set.classes)
+    raise InputError(
+        f"{printable(data)} has other classes than {printable(checkpoint)}:"
+        f" only in the data: {_first_names(only_in_data)};"
+        f" only in the checkpoint: {_first_names(only_in_checkpoint)}"
+    )
+
+
+def _first_names(names: set[str]) -> str:
+    ordered = sorted(names) or ["none"]
+    more = f" and {len(ordered) - 5} more" if len(ordered) > 5 else ""
+    return printable(", ".join(ordered[:5]) + more)

@@ -1,41 +1,104 @@
-"""Devices and precision."""
+"""Devices and precision: where the network is computed, and how exactly."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 from dl_slicer.cli import InputError, printable
 
 
-def pick_device(name):
-    """auto: CUDA if there is one, else the CPU; or any device torch knows by name. InputError if it is not there."""
+def pick_device(name: str) -> torch.device:
+    """Give the device that --device names.
+
+    name: "auto" (CUDA if there is one, else the CPU), or any device that torch knows by name.
+    With "auto" a line on stderr says so if there is an NVIDIA GPU that torch does not see, since
+    training on the CPU instead would take weeks without a word.
+    InputError if the device is not there, or computes nothing.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        _tell_of_an_unseen_gpu()
+        return torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(
-            f"--device {printable(name)}: not to be had ({' '.join(str(error).split())[:120]})"
-        ) from None
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"--device {printable(name)}: not to be had ({reason})") from None
     if device.type == "meta":
         raise InputError("--device meta: computes nothing")
     return device
 
 
-def pick_dtype(amp, device):
-    """The precision to compute in: torch.bfloat16 (by autocast) or torch.float32. auto takes bf16 where the device is fast at it."""
-    if amp == "auto":
-        if device.type == "cuda":
-            fast = torch.cuda.get_device_capability(device) >= (8, 0)
-        else:  # without such instructions bf16 is emulated, slower than float32
-            capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-            fast = device.type == "cpu" and bool(
-                capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-            )
-        return torch.bfloat16 if fast else torch.float32
-    return torch.bfloat16 if amp == "bf16" else torch.float32
+def _tell_of_an_unseen_gpu() -> None:
+    has_driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi")
+    is_hidden_by_user = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    # Under torchrun all processes of a machine would say the same.
+    is_first_here = os.environ.get("LOCAL_RANK", "0") == "0"
+    if not has_driver or is_hidden_by_user or not is_first_here:
+        return
+    if torch.version.cuda is None:
+        reason = "a build without CUDA sees no GPU"
+    else:
+        reason = f"it is built for CUDA {torch.version.cuda}, for which the driver may be too old"
+    print(
+        "--device auto: takes the CPU, which is far slower, although an NVIDIA driver is installed:"
+        f" torch {torch.__version__} sees no GPU ({reason}); in a fresh environment type"
+        " pip install --upgrade torch torchvision",
+        file=sys.stderr,
+    )
 
 
-def autocast(device, dtype):
+@contextmanager
+def explain_out_of_memory(batch_size: int, flag: str | None = None) -> Iterator[None]:
+    """Turn what torch raises when a device's memory is full into an InputError of one line.
+
+    batch_size: patches that were computed at a time, of all processes.
+    flag: the flag that makes it smaller; None where no flag does.
+    """
+    try:
+        yield
+    # The name that torch has had since before 2.5; there torch.OutOfMemoryError is the same class.
+    except torch.cuda.OutOfMemoryError as error:
+        if flag is not None and batch_size > 1:
+            advice = f"add {flag} {batch_size // 2}"
+        else:
+            advice = "end what else uses the device, or add --device cpu"
+        reason = " ".join(str(error).split()).partition(". ")[0][:120]
+        raise InputError(
+            f"batches of {batch_size} are too large for the device's memory ({printable(reason)});"
+            f" {advice}; what was saved is kept"
+        ) from None
+
+
+def pick_dtype(amp: str, device: torch.device) -> torch.dtype:
+    """Give the precision to compute in: torch.bfloat16 (by autocast) or torch.float32.
+
+    amp: "bf16", "off", or "auto": bf16 where the device is fast at it.
+    """
+    if amp != "auto":
+        return torch.bfloat16 if amp == "bf16" else torch.float32
+    return torch.bfloat16 if _is_fast_at_bfloat16(device) else torch.float32
+
+
+def _is_fast_at_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    # A CPU without such instructions emulates bfloat16, which is slower than float32.
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Give the context in which the network computes in this precision, as pick_dtype gave it."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 

@@ -1,57 +1,123 @@
 """The network's answers for every patch of a set."""
 
 import math
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from dl_slicer.distributed import RANK, WORLD, total
 from dl_slicer.model import devices, networks
-from dl_slicer.patch_sets import batching, transforms
+from dl_slicer.patch_sets import batching, reading, transforms
+
+PatchSet = reading.ArrayPatches | reading.JpegPatches
 
 
-def evaluate(
-    model,
-    patch_set,
-    device,
-    dtype,
-    mean=networks.MEAN,
-    std=networks.STD,
-    workers=0,
-    desc="evaluating",
-    stop=lambda: False,
-    features=False,
-    tta=False,
-    score=False,
-):
-    """Logits of every patch, once, in the set's order: float32 tensor (N, classes) on the CPU. The model is left in eval mode.
+@dataclass(frozen=True)
+class Setup:
+    """How answers are computed, whatever the network and the patches."""
 
-    score: keep of each patch its loss and whether it is right (1 or 0) in place of the logits, which are large: (N, 2).
-    features: give (logits, features) instead, the latter what the last layer is given, float32 (N, D) on the CPU.
-    tta: of the eight symmetries of each patch the mean probabilities (as their logarithms) and the mean features.
+    device: torch.device
+    dtype: torch.dtype = torch.float32  # as devices.pick_dtype gives it
+    mean: Sequence[float] = networks.MEAN  # of the images that the network was trained on
+    std: Sequence[float] = networks.STD
+    workers: int = 0  # processes that read patches; 0: this one does
 
-    With several processes each computes every WORLD-th batch and all get the whole result; the batches, and so the figures, are
-    those of one process. stop: asked after each batch; when it says True the evaluation ends and None is returned.
+
+class Answers(NamedTuple):
+    """What the network says of N patches, float32 on the CPU, in the set's order."""
+
+    logits: Tensor  # (N, classes)
+    features: Tensor  # (N, D): what the last layer is given
+
+
+def evaluate(model: nn.Module, patch_set: PatchSet, setup: Setup, tta: bool = False) -> Answers:
+    """Give the logits and the features of every patch, once. The model is left in eval mode.
+
+    tta (test-time augmentation): of the eight symmetries of each patch the mean probabilities, as
+    their logarithms, and the mean features.
+
+    With several processes each computes every WORLD-th batch and all get the whole result; the
+    batches are those of one process, so the results are, too.
+    """
+    seen_by_last_layer = []
+
+    def keep_features(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen_by_last_layer.append(inputs[0].float())
+
+    def logits_and_features(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        seen_by_last_layer.clear()
+        views = list(transforms.symmetries(images)) if tta else [images]
+        logits = [model(view).float() for view in views]
+        features = sum(each / len(views) for each in seen_by_last_layer)
+        if not tta:
+            return logits[0], features
+        log_probabilities = torch.stack(logits).log_softmax(2)
+        return log_probabilities.logsumexp(0) - math.log(len(views)), features
+
+    widths = (len(patch_set.classes), model.fc.in_features)
+    with model.fc.register_forward_pre_hook(keep_features):
+        answers = _of_all_batches(model, patch_set, setup, logits_and_features, widths)
+    return Answers(*answers)
+
+
+def score(
+    model: nn.Module,
+    patch_set: PatchSet,
+    setup: Setup,
+    desc: str = "evaluating",
+    stop: Callable[[], bool] = lambda: False,
+) -> Tensor | None:
+    """Give each patch's loss and whether it is right (1 or 0), as evaluate() would find them.
+
+    Float32 (N, 2) on the CPU: far smaller than the logits of a whole split.
+    desc: what the progress bar is called. stop: asked after each batch; once it says True the
+    work ends and the result is None.
+    """
+
+    def loss_and_is_right(images: Tensor, labels: Tensor) -> tuple[Tensor]:
+        logits = model(images).float()
+        loss = cross_entropy(logits, labels, reduction="none")
+        is_right = (logits.argmax(1) == labels).float()
+        return (torch.stack([loss, is_right], 1),)
+
+    answers = _of_all_batches(model, patch_set, setup, loss_and_is_right, (2,), desc, stop)
+    return None if answers is None else answers[0]
+
+
+def batch_size(device: torch.device) -> int:
+    """Give how many patches are computed at a time where no gradients are needed."""
+    return 512 if device.type == "cuda" else 64
+
+
+def _of_all_batches(
+    model: nn.Module,
+    patch_set: PatchSet,
+    setup: Setup,
+    answer: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
+    widths: Sequence[int],
+    desc: str = "evaluating",
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Tensor] | None:
+    """Put what answer(images, labels) gives for each batch into one tensor (N, width) a result.
+
+    None if stop() said True.
     """
     model.eval()
-    batch_size = 512 if device.type == "cuda" else 64
-    order = [
-        range(first, min(first + batch_size, len(patch_set)))
-        for first in range(0, len(patch_set), batch_size)
-    ]
-    batches = batching.batches(patch_set, order[RANK::WORLD], device, workers)
-    kept = torch.zeros(len(patch_set), 2 if score else len(patch_set.classes), device=device)
-    seen = torch.zeros(len(patch_set), model.fc.in_features if features else 0, device=device)
-
-    def keep(layer, inputs):
-        seen[batch.start : batch.stop] += inputs[0].float() / len(views)
-
+    device = setup.device
+    size = batch_size(device)
+    starts = range(0, len(patch_set), size)
+    order = [range(start, min(start + size, len(patch_set))) for start in starts]
+    batches = batching.batches(patch_set, order[RANK::WORLD], device, setup.workers)
+    results = [torch.zeros(len(patch_set), width, device=device) for width in widths]
     with (
         torch.inference_mode(),
-        devices.autocast(device, dtype),
-        model.fc.register_forward_pre_hook(keep) if features else nullcontext(),
+        devices.autocast(device, setup.dtype),
+        devices.explain_out_of_memory(size),
         tqdm(
             total=len(patch_set),
             desc=desc,
@@ -60,31 +126,16 @@ def evaluate(
             leave=False,
         ) as bar,
     ):
-        for i in range(0, len(order), WORLD):
-            if i + RANK < len(order):  # else the others still have one
-                batch = order[i + RANK]
+        for turn in range(0, len(order), WORLD):
+            has_a_batch = turn + RANK < len(order)  # in the last turn only some processes have one
+            if has_a_batch:
+                batch = order[turn + RANK]
                 images, labels = next(batches)
-                views = [transforms.normalise(images, mean, std)]
-                if tta:
-                    views = list(transforms.symmetries(views[0]))
-                logits = [model(view).float() for view in views]
-                logits = (
-                    torch.stack(logits).log_softmax(2).logsumexp(0) - math.log(len(views))
-                    if tta
-                    else logits[0]
-                )
-                kept[batch.start : batch.stop] = (
-                    logits
-                    if not score
-                    else torch.stack(
-                        [
-                            cross_entropy(logits, labels, reduction="none"),
-                            (logits.argmax(1) == labels).float(),
-                        ],
-                        1,
-                    )
-                )
-            bar.update(sum(map(len, order[i : i + WORLD])))
+                images = transforms.normalise(images, setup.mean, setup.std)
+                for result, rows in zip(results, answer(images, labels), strict=True):
+                    result[batch.start : batch.stop] = rows
+            bar.update(sum(len(batch) for batch in order[turn : turn + WORLD]))
             if stop():
                 return None
-        return (total(kept).cpu(), total(seen).cpu()) if features else total(kept).cpu()
+    # A patch's rows are 0 in all processes but one.
+    return [devices.to_cpu(total(result)) for result in results]

@@ -1,11 +1,15 @@
-"""Weights in other people's files."""
+"""Weights in other people's files: what pickles.read gives of them, made a state dict."""
+
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
-import torchvision
+from torch import Tensor, nn
 
 from dl_slicer.cli import InputError, printable
 from dl_slicer.model import architectures, networks, pickles
 
+# Usual keys of weights in a dictionary.
 WRAPPERS = (
     "state_dict",
     "model_state_dict",
@@ -14,74 +18,84 @@ WRAPPERS = (
     "network",
     "module",
     "weights",
-)  # usual keys of weights in a dictionary
+)
+
+# What a layer computes with, besides its weights.
+SETTINGS = (
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "padding_mode",
+    "ceil_mode",
+    "output_size",
+    "eps",
+)
 
 
-def find_weights(content):
-    """The whole model or the state dict in what a file holds; None if there is none."""
-    candidates = (
-        [content, *(content.get(key) for key in WRAPPERS)]
-        if isinstance(content, dict)
-        else [content]
-    )
-    return next(
-        (
-            candidate
-            for candidate in candidates
-            if isinstance(candidate, pickles.Module) or is_state(candidate)
-        ),
-        None,
-    )
+def find_weights(content: object) -> pickles.Module | dict[str, Tensor] | None:
+    """Give the whole model or the state dict in what a file holds; None if there is none."""
+    candidates = [content]
+    if isinstance(content, dict):
+        candidates += [content.get(key) for key in WRAPPERS]
+    for candidate in candidates:
+        if isinstance(candidate, pickles.Module) or is_state(candidate):
+            return candidate
+    return None
 
 
-def is_state(content):
-    return (
-        isinstance(content, dict)
-        and len(content) > 0
-        and all(
-            type(key) is str and isinstance(value, torch.Tensor) for key, value in content.items()
-        )
-    )
+def is_state(content: object) -> bool:
+    """Say whether this is a state dict: tensors by their names."""
+    if not isinstance(content, dict) or len(content) == 0:
+        return False
+    return all(type(key) is str and isinstance(value, Tensor) for key, value in content.items())
 
 
-def find_classes(content):
-    """The class names that other people's files may have beside the weights; None if there are none."""
-    for key in ("classes", "class_names") if isinstance(content, dict) else ():
-        if isinstance(content.get(key), (list, tuple)):
+def find_classes(content: object) -> list | None:
+    """Give the class names that a file may have beside the weights; None if there are none.
+
+    Whether they are names at all, checkpoints.check_fields tells.
+    """
+    if not isinstance(content, dict):
+        return None
+    for key in ("classes", "class_names"):
+        if isinstance(content.get(key), list | tuple):
             return list(content[key])
-    numbers = (
-        content.get("class_to_idx") if isinstance(content, dict) else None
-    )  # of torchvision's ImageFolder
+    numbers = content.get("class_to_idx")  # of torchvision's ImageFolder
     if not isinstance(numbers, dict) or not all(type(number) is int for number in numbers.values()):
         return None
     return sorted(numbers, key=numbers.get)
 
 
-def without_prefix(state):
-    """A state dict without what wrappers put before all keys: module. (DataParallel), _orig_mod. (torch.compile), or both."""
-    prefix = min(
-        (key for key in state if key.endswith("conv1.weight")), key=len, default=""
-    ).removesuffix("conv1.weight")
-    return (
-        {key.removeprefix(prefix): value for key, value in state.items()}
-        if all(key.startswith(prefix) for key in state)
-        else state
-    )
+def without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give a state dict without what wrappers put before all its keys.
+
+    That is module. (DataParallel), _orig_mod. (torch.compile), or both.
+    """
+    first_layers = [key for key in state if key.endswith("conv1.weight")]
+    prefix = min(first_layers, key=len, default="").removesuffix("conv1.weight")
+    if not all(key.startswith(prefix) for key in state):
+        return dict(state)
+    return {key.removeprefix(prefix): value for key, value in state.items()}
 
 
-def state_of_module(module, path):
-    """The state dict of a whole model. InputError if the model would compute anything else than torchvision's with these weights."""
+def state_of_module(module: pickles.Module, path: Path) -> dict[str, Tensor]:
+    """Give the state dict of a whole model.
+
+    InputError if the model would compute anything else than torchvision's with these weights.
+    """
     try:
         state = without_prefix(module.state_dict())
+        arch = networks.arch_of(state) if is_state(state) else None
+        if arch is None:
+            raise pickles.Refused(f"a model, but {architectures.NO_NETWORK}")
         theirs = {
             name.removeprefix("module").removeprefix("."): layer
             for name, layer in module.named_modules().items()
         }
-        arch = networks.arch_of(state) if is_state(state) else None
-        if arch is None:
-            raise pickles.Refused(f"a model, but {architectures.NO_NETWORK}")
         with torch.device("meta"):  # the layers without their weights
-            ours = dict(torchvision.models.get_model(arch, weights=None).named_modules())
+            ours = dict(networks.new_network(arch, classes=1000).named_modules())
         for name in sorted(ours.keys() | theirs.keys()):
             check_layer(name, ours.get(name), theirs.get(name))
     except pickles.Refused as error:
@@ -89,38 +103,39 @@ def state_of_module(module, path):
     return state
 
 
-def check_layer(name, ours, theirs):
-    """Refused if a layer that a file describes differs from torchvision's of that name in more than its weights."""
-    kind, wanted = (
-        theirs.kind.rpartition(".")[2] if theirs else "missing",
-        type(ours).__name__ if ours else "missing",
-    )
-    size = theirs.attributes.get("kernel_size") if theirs else None
-    if name == "avgpool" and kind == "AvgPool2d" and type(size) is int and size == 7:
+def check_layer(name: str, ours: nn.Module | None, theirs: pickles.Module | None) -> None:
+    """Refused if a layer that a file describes is not torchvision's of that name but for weights.
+
+    None: there is no such layer.
+    """
+    kind = theirs.kind.rpartition(".")[2] if theirs is not None else "missing"
+    wanted = type(ours).__name__ if ours is not None else "missing"
+    if (
+        name == "avgpool"
+        and kind == "AvgPool2d"
+        and _is_seven(theirs.attributes.get("kernel_size"))
+    ):
         return  # before torchvision 0.3, and the same at 224 pixels
     if kind != wanted:
         raise pickles.Refused(
-            f"no ResNet as torchvision has it: {name or 'the model'} is {kind}, in torchvision {wanted}"
+            f"no ResNet as torchvision has it: {name or 'the model'} is {kind},"
+            f" in torchvision {wanted}"
         )
-    for setting in (
-        "kernel_size",
-        "stride",
-        "padding",
-        "dilation",
-        "groups",
-        "padding_mode",
-        "ceil_mode",
-        "output_size",
-        "eps",
-    ):
+    for setting in SETTINGS:
         wanted = getattr(ours, setting, None)
         found = theirs.attributes.get(setting, wanted)  # older versions had fewer
-        plain = (
-            type(found) in (int, float, bool, str)
-            or type(found) is tuple
-            and all(type(number) is int for number in found)
-        )
-        if found is not wanted and not (plain and found == wanted):
+        if found is not wanted and not (_is_plain(found) and found == wanted):
             raise pickles.Refused(
                 f"no ResNet as torchvision has it: {name} has another {setting} than {wanted}"
             )
+
+
+def _is_seven(size: object) -> bool:
+    return type(size) is int and size == 7
+
+
+def _is_plain(value: object) -> bool:
+    """Say whether a value can be compared at no risk: a nested tuple could take years."""
+    if type(value) is tuple:
+        return all(type(number) is int for number in value)
+    return type(value) in (int, float, bool, str)

@@ -132,9 +132,8 @@ def test_patches_are_those_of_a_patch_set(data, finished, tmp_path):
     """A raster of the training data cut here gives what test_classification.py measures on the patch set."""
     model, checkpoint = checkpoints.load_checkpoint(finished / "best.pth")
     patch_set = reading.open_split(data, "train")
-    logits = evaluation.evaluate(
-        model, patch_set, torch.device("cpu"), torch.float32, checkpoint.mean, checkpoint.std
-    )
+    setup = evaluation.Setup(torch.device("cpu"), mean=checkpoint.mean, std=checkpoint.std)
+    logits = evaluation.evaluate(model, patch_set, setup).logits
     raster = patch_set.raster(0)
     own = [i for i in range(len(patch_set)) if patch_set.raster(i) == raster]
     rows = compare(
