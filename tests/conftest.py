@@ -3,6 +3,7 @@
 import signal
 import sys
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -118,12 +119,13 @@ def data(tmp_path_factory):
     return root / "patches"
 
 
-def flags(data, run, *more):
+def flags(data, out, *more):
+    """Flags of train_classification.py for two epochs of a ResNet-18 from scratch."""
     return [
         "--data",
         str(data),
-        "--run",
-        str(run),
+        "--out",
+        str(out),
         "--arch",
         "resnet18",
         "--weights",
@@ -136,14 +138,29 @@ def flags(data, run, *more):
     ]
 
 
+@contextmanager
+def signal_handlers_kept():
+    """Training catches SIGTERM and SIGINT; afterwards they are again what they were."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def default_signals():
+    with signal_handlers_kept():
+        yield
+
+
 @pytest.fixture(scope="session")
 def finished(data, tmp_path_factory):
     """A run of two epochs that nothing disturbed."""
     import train_classification  # not above: torch takes seconds, and most tests need none
 
-    run = tmp_path_factory.mktemp("runs") / "whole"
-    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
-    train_classification.main(flags(data, run))
-    for number, handler in handlers:
-        signal.signal(number, handler)
-    return run
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    with signal_handlers_kept():
+        train_classification.main(flags(data, out))
+    return out
