@@ -305,7 +305,7 @@ def input_path(work, sizes, device):
     forget(files["ours"])
     started = waited(device)
     for _ in batching.batches(
-        reading.open_split(work / "patches", "train"), order, device, where="files"
+        reading.open_split(work / "patches", "train"), order, device, storage="files"
     ):
         pass
     cold_ours = (waited(device) - started) / order.size
@@ -569,7 +569,7 @@ def gpu(work, sizes, device):
 
     def fed(where):
         for step, (images, truth) in enumerate(
-            batching.batches(patch_set, order, device, where=where)
+            batching.batches(patch_set, order, device, storage=where)
         ):
             yield (
                 transforms.normalise(

@@ -138,7 +138,7 @@ def rate_from_disk(patch_set, order, touched, disk):
 
     patch_set.read = from_disk
     started = time.perf_counter()
-    for _ in batching.batches(patch_set, order, torch.device("cpu"), where="files"):
+    for _ in batching.batches(patch_set, order, torch.device("cpu"), storage="files"):
         pass
     return order.size / (time.perf_counter() - started)
 

@@ -1,4 +1,4 @@
-"""What several tests need: pictures made by a program, folders of them, and preprocessing that takes milliseconds."""
+"""What several tests need: pictures made by a program, folders of them, small patch sets, a run."""
 
 import signal
 import sys
@@ -16,26 +16,21 @@ sys.path.insert(0, str(ROOT))
 import preprocessing  # noqa: E402
 from dl_slicer.patch_sets import tiling  # noqa: E402
 
-SMALL = [
-    "--patch-size",
-    "48",
-    "--stride",
-    "24",
-    "--image-size",
-    "28",
-    "--test-b",
-    "5",
-    "--workers",
-    "1",
-]
+
+def as_flags(values):
+    return [str(part) for flag in values.items() for part in flag]
+
+
+# Flags of preprocessing.py for patches that take milliseconds.
+SIZES = {"--patch-size": 48, "--stride": 24, "--image-size": 28, "--test-b": 5, "--workers": 1}
+SMALL = as_flags(SIZES)
 
 
 def picture(width, height, seed=0):
     """A picture with the contrasts of a photograph: smooth shapes, edges and a little noise."""
     rng = np.random.default_rng([seed, width, height])
-    shapes = Image.fromarray(
-        rng.integers(0, 256, (height // 24 + 2, width // 24 + 2, 3), dtype=np.uint8)
-    )
+    coarse = (height // 24 + 2, width // 24 + 2, 3)
+    shapes = Image.fromarray(rng.integers(0, 256, coarse, dtype=np.uint8))
     noise = rng.integers(-6, 7, (height, width, 1), dtype=np.int16)
     pixels = np.asarray(shapes.resize((width, height), Image.Resampling.BICUBIC), np.int16) + noise
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
@@ -76,7 +71,10 @@ class Inline(Executor):
 
 @pytest.fixture
 def preprocess(monkeypatch, tmp_path):
-    """preprocessing.py --raw <tmp>/raw --out <tmp>/out in this process, with small patches and the flags that are given."""
+    """preprocessing.py --raw <tmp>/raw --out <tmp>/out in this process.
+
+    With small patches, and the flags that are given.
+    """
 
     def call(*flags, raw=tmp_path / "raw", out=tmp_path / "out"):
         monkeypatch.setattr(tiling, "ProcessPoolExecutor", Inline)
@@ -88,7 +86,10 @@ def preprocess(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    """A patch set of three easy cities: 162 train, 36 val and 36 test patches of 32 x 32 pixels each."""
+    """A patch set of three easy cities, of patches of 32 x 32 pixels.
+
+    162 train, 36 val and 36 test patches in each city.
+    """
     root = tmp_path_factory.mktemp("training")
     rng = np.random.default_rng(0)
     for number, city in enumerate(("Aa (AAA)", "Bb (BBB)", "Cc (CCC)")):
@@ -98,24 +99,8 @@ def data(tmp_path_factory):
             folder = root / "raw" / city / f"site{site}"
             folder.mkdir(parents=True)
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / "2020.png")
-    preprocessing.main(
-        [
-            "--raw",
-            f"{root}/raw",
-            "--out",
-            f"{root}/patches",
-            "--patch-size",
-            "48",
-            "--stride",
-            "24",
-            "--image-size",
-            "32",
-            "--workers",
-            "1",
-            "--test-b",
-            "20",
-        ]
-    )
+    folders = {"--raw": root / "raw", "--out": root / "patches"}
+    preprocessing.main(as_flags({**folders, **SIZES, "--image-size": 32, "--test-b": 20}))
     return root / "patches"
 
 
