@@ -25,8 +25,8 @@ from dl_slicer.model import devices
 from dl_slicer.model.checkpoints import Checkpoint
 from dl_slicer.patch_sets import transforms
 from dl_slicer.patch_sets.on_disk import PATCH_SIZE, STRIDE
-from dl_slicer.patch_sets.reading import ArrayPatches, JpegPatches
 from dl_slicer.results import panels, tables
+from dl_slicer.results.tables import PatchSet
 from relevance_cam import RelevanceCAM
 
 # Deep enough to know cities, and still finer than a building block: layer4 marks half the patch.
@@ -40,8 +40,6 @@ SHEET_QUALITY = 88  # of the JPEG
 TILE_BUDGET = 5_600_000
 SAMPLED = 9  # one in so many tiles is encoded to see how large all will be,
 SAMPLE_SIZE = 40  # or less, so that these are about so many at most
-
-PatchSet = ArrayPatches | JpegPatches
 
 
 @dataclass

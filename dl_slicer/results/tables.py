@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from sklearn import metrics
 
 from dl_slicer.cities import city_code
 from dl_slicer.cli import printable
 from dl_slicer.files import atomic, write_rows
+from dl_slicer.patch_sets.reading import ArrayPatches, JpegPatches
 from dl_slicer.results import accuracy, intervals, plots, resemblance
+
+PatchSet = ArrayPatches | JpegPatches
 
 
 @dataclass
@@ -53,6 +57,24 @@ class Predictions:
         """
         labels = range(len(self.classes))
         return np.array([self.probabilities[self.true == label].sum(0) for label in labels])
+
+
+def collect(
+    patch_set: PatchSet, classes: list[str], logits: torch.Tensor, features: torch.Tensor
+) -> Predictions:
+    """Put together what a network says of every patch of a set.
+
+    logits (N, K) and features (N, D) on the CPU, in the set's order.
+    """
+    patches = range(len(patch_set))
+    return Predictions(
+        classes=classes,
+        names=[patch_set.name(i) for i in patches],
+        rasters=[patch_set.raster(i) for i in patches],
+        true=patch_set.labels.astype(np.int64),
+        probabilities=logits.softmax(1).numpy(),
+        features=features.numpy(),
+    )
 
 
 class Results(NamedTuple):
