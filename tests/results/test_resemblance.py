@@ -160,6 +160,25 @@ def test_cities_made_alike_are_neighbours(tmp_path):
     assert all(row["probability"] == row["true_probability"] for row in recognised)
 
 
+COLUMNS = {
+    "predictions": "patch,true,predicted,probability,true_probability,raster",
+    "confusion_matrix": "true \\ predicted,Aa (A),Bb (B)",
+    "per_city": "city,code,n,rasters,accuracy,ci95_low,ci95_high,interval,precision,recall,f1,"
+    "most_confused_with",
+    "similarity": "a,b,confusion,features",
+    "nearest": "city,code,confusion_1,confusion_2,confusion_3,features_1,features_2,features_3,"
+    "rank_correlation,views",
+}
+
+
+def test_columns_of_all_tables(tmp_path):
+    """Other people's scripts rely on them; new ones may follow."""
+    tables.write_results(tmp_path, made_up(["Aa (A)", "Bb (B)"], 6), {})
+    for name, columns in COLUMNS.items():
+        header = (tmp_path / f"{name}.csv").read_text(encoding="utf-8").splitlines()[0]
+        assert header.startswith(columns)
+
+
 PICTURES = ("similarity", "reliability", "confusion_matrix", "confusion_matrix_percent")
 
 
