@@ -87,3 +87,45 @@ def test_other_classes_are_refused_by_name(data, finished, tmp_path):
     said = r"only in the data: Xx \(XXX\); only in the checkpoint: Bb \(BBB\), Cc \(CCC\)"
     with pytest.raises(InputError, match=said):
         measure(finished / "best.pth", tmp_path / "jpegs", "--split", "test")
+
+
+# What follows tests the flags alone.
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        ([], "--checkpoint"),
+        (["--checkpoint", "x", "--workers", "-1"], "'-1': must be a whole number at least 0"),
+        (["--checkpoint", "x", "--amp", "fp8"], "--amp: invalid choice: 'fp8'"),
+    ],
+)
+def test_a_wrong_flag_is_named(flags, said):
+    with pytest.raises(InputError, match=said):
+        test_classification.read_flags(flags)
+
+
+def test_help_has_groups(capsys):
+    with pytest.raises(SystemExit):
+        test_classification.read_flags(["--help"])
+    said = capsys.readouterr().out
+    headings = [line for line in said.splitlines() if line in HEADINGS]
+    assert headings == HEADINGS
+
+
+HEADINGS = ["model:", "data:", "machine:", "results:"]
+
+
+@pytest.mark.parametrize(
+    "flags, folder",
+    [
+        ([], "runs/one/test_b"),
+        (["--split", "val"], "runs/one/val"),
+        (["--tta"], "runs/one/test_b_tta"),
+        (["--images", "a.jpg"], "runs/one/places"),
+        (["--out", "elsewhere", "--tta"], "elsewhere"),
+    ],
+)
+def test_where_results_go(flags, folder):
+    args = test_classification.read_flags(["--checkpoint", "runs/one/best.pth", *flags])
+    assert test_classification.output_folder(args).as_posix() == folder
