@@ -4,6 +4,7 @@ The way of the data: result_files reads and checks the files, sections picks wha
 templates tell it. Python makes plain data and no HTML; templates make HTML and decide nothing.
 """
 
+import functools
 import time
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def render(results: Results) -> str:
     )
 
 
+@functools.cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),

@@ -6,13 +6,12 @@ import re
 from html.parser import HTMLParser
 
 import browser
-import numpy as np
 import pytest
-from conftest import picture
+from made_up_results import made_up
 
 from dl_slicer.cli import InputError
 from dl_slicer.files import write_rows
-from dl_slicer.report import page as report
+from dl_slicer.report.page import write_report
 
 ODD = [
     "Almaty (ALA)",
@@ -26,208 +25,6 @@ ODD = [
     "{braces} %s \\n (BRC)",
 ]
 VOID = {"meta", "link", "img", "br", "hr", "input"}
-
-
-def made_up(out, cities, seed=0, intervals=True, log=True, pictures=True, rasters=12):
-    """The files of a run whose figures are drawn by lot, as test_classification.py and portraits.py write them."""
-    rng = np.random.default_rng(seed)
-    k, n = len(cities), 20
-    out.mkdir(parents=True)
-    share = rng.beta(5, 1, k)
-    matrix = [[0] * k for _ in cities]
-    for i in range(k):
-        for j in np.where(rng.random(n) < share[i], i, rng.integers(0, k, n)):
-            matrix[i][j] += 1
-    codes = [report.patches.code(city) for city in cities]
-    accuracy = [matrix[i][i] / n for i in range(k)]
-    other = [max((j for j in range(k) if j != i), key=lambda j: matrix[i][j]) for i in range(k)]
-    ends = [(max(0, a - 0.1), min(1, a + 0.05)) if intervals else (None, None) for a in accuracy]
-    write_rows(
-        out / "confusion_matrix.csv",
-        ("true \\ predicted", *cities),
-        ((city, *row) for city, row in zip(cities, matrix)),
-    )
-    write_rows(
-        out / "per_city.csv",
-        (
-            "city",
-            "code",
-            "n",
-            "rasters",
-            "accuracy",
-            "ci95_low",
-            "ci95_high",
-            "interval",
-            "precision",
-            "recall",
-            "f1",
-            "most_confused_with",
-        ),
-        (
-            (
-                city,
-                codes[i],
-                n,
-                rasters,
-                accuracy[i],
-                *ends[i],
-                "rasters" if intervals else "none: one raster",
-                0.9,
-                accuracy[i],
-                0.9,
-                cities[other[i]] if accuracy[i] < 1 else "",
-            )
-            for i, city in enumerate(cities)
-        ),
-    )
-    write_rows(
-        out / "nearest.csv",
-        (
-            "city",
-            "code",
-            *(f"{view}_{i}" for view in ("confusion", "features") for i in (1, 2, 3)),
-            "rank_correlation",
-            "views",
-        ),
-        (
-            (
-                city,
-                codes[i],
-                cities[other[i]],
-                "",
-                "",
-                cities[(i + 1) % k],
-                "",
-                "",
-                None,
-                ("agree", "disagree", "no confusions")[i % 3],
-            )
-            for i, city in enumerate(cities)
-        ),
-    )
-    write_rows(
-        out / "similarity.csv",
-        ("a", "b", "confusion", "features"),
-        ((cities[i], cities[j], 0.01 * i, 0.5) for i in range(k) for j in range(i + 1, k)),
-    )
-    metrics = {
-        "accuracy": float(np.mean(accuracy)),
-        "accuracy_ci95": [0.7, 0.9] if intervals else None,
-        "interval": "bootstrap over rasters"
-        if intervals
-        else "none: all patches are from one raster",
-        "n_rasters": k * rasters,
-        "raster_accuracy": 0.9,
-        "top5_accuracy": 0.99,
-        "balanced_accuracy": 0.8,
-        "macro_f1": 0.8,
-        "ece": 0.03,
-        "views_rank_correlation": 0.5 if intervals else None,
-        "confused_pairs": [
-            {"a": cities[0], "b": cities[1], "a_as_b": 2, "b_as_a": 1, "n": 3, "share": 0.075}
-        ],
-        "n": k * n,
-        "device": "cpu",
-        "dtype": "float32",
-        "checkpoint": str(out.parent / "best.pth"),
-        "epoch": 2,
-        "arch": "resnet50",
-        "data": "data/<patches> & more",
-        "split": "test_b",
-        "versions": {"torch": "2.6", "cuda": None},
-    }
-    (out / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
-    if log:
-        write_rows(
-            out.parent / "log.csv",
-            ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"),
-            [
-                (1, 1e-3, 1.2, 0.4, 9.5, 0.3),
-                (2, 1e-3, 0.7, 0.7, 0.8, 0.72),
-                (3, 1e-3, 0.5, 0.8, float("nan"), 0.6),
-            ],
-        )
-        (out.parent / "config.json").write_text(
-            json.dumps(
-                {
-                    "data": "x",
-                    "run": "r </script> é",
-                    "arch": "resnet50",
-                    "weights": "none",
-                    "epochs": 3,
-                    "batch_size": 8,
-                    "lr": 1e-3,
-                    "flips": False,
-                    "recipe": "robust",
-                    "compile": True,
-                    "deterministic": False,
-                    "workers": None,
-                    "dtype": "float32",
-                    "data_set": {
-                        "classes": list(cities),
-                        "patch_size": 480,
-                        "stride": 240,
-                        "image_size": 224,
-                        "train": 99,
-                        "val": 9,
-                    },
-                }
-            ),
-            encoding="utf-8",
-        )
-    if pictures:
-        large = picture(1200, 1400, seed)
-        picture(19, 29).resize((1900, 2900), 0).save(out / "similarity.png")
-        picture(10, 12).resize((750, 900), 0).save(out / "reliability.png")
-        (out / "portraits").mkdir()
-        rows = []
-        for i, city in enumerate(cities):
-            large.crop((i, i, i + 936, i + 1072)).save(out / "portraits" / f"{i}.jpg", quality=88)
-            for kind, y in zip(
-                (
-                    "typical" if i % 4 else "least unlike",
-                    "taken for neighbour" if i % 3 else "closest to neighbour",
-                ),
-                (72, 608),
-            ):
-                rows += [
-                    (
-                        city,
-                        kind,
-                        f"{city}/x/r0{x}_c00",
-                        city,
-                        city,
-                        city if y == 72 else cities[other[i]],
-                        "0.987654",
-                        9,
-                        f"{i}.jpg",
-                        8 + 232 * x,
-                        y,
-                        y + 232,
-                        224,
-                    )
-                    for x in range(4)
-                ]
-        write_rows(
-            out / "portraits" / "portraits.csv",
-            (
-                "city",
-                "role",
-                "patch",
-                "true",
-                "predicted",
-                "explained",
-                "probability",
-                "available",
-                "file",
-                "x",
-                "y",
-                "mask_y",
-                "side",
-            ),
-            rows,
-        )
-    return report.write(out)
 
 
 class Checker(HTMLParser):
@@ -354,10 +151,10 @@ def test_sentences_and_figures(large, small):
 
 def test_results_that_are_not_whole(tmp_path):
     with pytest.raises(InputError, match="no whole results"):
-        report.write(tmp_path)
+        write_report(tmp_path)
     (tmp_path / "metrics.json").write_text("{}")
     with pytest.raises(InputError, match="no whole results"):
-        report.write(tmp_path)
+        write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
 
 
@@ -376,7 +173,7 @@ def test_a_city_without_patches(tmp_path):
             header,
             [row if row[0] != "Bb" else empty for row in rows if empty or row[0] != "Bb"],
         )
-    text = report.write(file.parent).read_text(encoding="utf-8")
+    text = write_report(file.parent).read_text(encoding="utf-8")
     assert (
         Checker(text).faults == []
         and "Without patches here: <bdi>Bb</bdi>" in text
@@ -390,7 +187,7 @@ def test_training_figures_are_told_from_test_figures(tmp_path):
     metrics = json.loads((tmp_path / "val" / "metrics.json").read_text())
     (tmp_path / "val" / "metrics.json").write_text(json.dumps({**metrics, "split": "val"}))
     assert "Not a test" not in file.read_text(encoding="utf-8")
-    assert "Not a test" in report.write(tmp_path / "val").read_text(encoding="utf-8")
+    assert "Not a test" in write_report(tmp_path / "val").read_text(encoding="utf-8")
 
 
 # In a real browser
