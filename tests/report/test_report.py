@@ -3,11 +3,11 @@
 import csv
 import json
 import re
-from html.parser import HTMLParser
 
 import browser
 import pytest
 from made_up_results import made_up
+from page_checks import CONTRAST, WIDE, Checker, check, needs_browser
 
 from dl_slicer.cli import InputError
 from dl_slicer.files import write_rows
@@ -24,36 +24,6 @@ ODD = [
     "Ærø & Ø <b> (ÆRØ)",
     "{braces} %s \\n (BRC)",
 ]
-VOID = {"meta", "link", "img", "br", "hr", "input"}
-
-
-class Checker(HTMLParser):
-    """Notes what is not well formed, all ids, and the attributes of all tags."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.faults, self.ids, self.tags, self.text = [], [], [], [], []
-        self.feed(text)
-        self.close()
-        self.faults += [f"<{tag}> is left open" for tag in self.open]
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        self.tags.append((tag, attributes))
-        self.ids += [attributes["id"]] if "id" in attributes else []
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        if not self.open or self.open.pop() != tag:
-            self.faults.append(f"</{tag}> closes something else")
-
-    def handle_data(self, data):
-        if not self.open or self.open[-1] not in ("script", "style"):
-            self.text.append(data)
 
 
 @pytest.fixture(scope="module")
@@ -84,16 +54,15 @@ def test_page_is_whole_and_alone(which, request):
     checked = Checker(text)
     assert checked.faults == []
     assert len(checked.ids) == len(set(checked.ids))
-    assert all(attributes.get("alt") for tag, attributes in checked.tags if tag == "img")
+    assert all(attributes.get("alt") for attributes in checked.attributes_of("img"))
     assert all(
         attributes.get("aria-label") or attributes.get("aria-hidden")
-        for tag, attributes in checked.tags
-        if tag == "svg"
+        for attributes in checked.attributes_of("svg")
     )
     inner = {
         attributes["href"].removeprefix("#")
-        for tag, attributes in checked.tags
-        if tag == "a" and attributes["href"].startswith("#")
+        for attributes in checked.attributes_of("a")
+        if attributes["href"].startswith("#")
     }
     assert inner <= set(checked.ids)
     links = [
@@ -104,13 +73,10 @@ def test_page_is_whole_and_alone(which, request):
     ]
     assert all(link.startswith(("#", "data:")) for link in links)
     assert not re.search(r"https?://|url\(|@import", re.sub(r'"data:[^"]*"', "", text))
-    assert [tag for tag, _ in checked.tags].count(
-        "script"
-    ) == 1  # also where a city is called <script>
-    assert not re.search(
-        r"\bNone\b(?! of)|nan\b|\{|\}",
-        " ".join(text for text in checked.text if "braces" not in text and '"' not in text),
-    )
+    # also where a city is called <script>
+    assert [tag for tag, _ in checked.tags].count("script") == 1
+    plain = [text for text in checked.text if "braces" not in text and '"' not in text]
+    assert not re.search(r"\bNone\b(?! of)|nan\b|\{|\}", " ".join(plain))
 
 
 def test_at_most_10_mb_with_all_portraits(large):
@@ -119,34 +85,27 @@ def test_at_most_10_mb_with_all_portraits(large):
 
 
 def test_names_are_shown_as_they_are(large):
-    text = " ".join(Checker(large.read_text(encoding="utf-8")).text)
+    text = " ".join(check(large).text)
     assert all(city in text for city in ODD)
 
 
 def test_sentences_and_figures(large, small):
-    words = " ".join(
-        " ".join(Checker(large.read_text(encoding="utf-8")).text).replace("\u00a0", " ").split()
-    )
+    words = check(large).words()
     assert re.search(
-        r"Of 900 patches of places never seen in training, \d\d\.\d % were given their true city \(95 % interval 70\.0 to 90\.0 %\)",
+        r"Of 900 patches of places never seen in training, \d\d\.\d % were given their true city"
+        r" \(95 % interval 70\.0 to 90\.0 %\)",
         words.replace(" ,", ","),
     )
-    assert (
-        "--no-flips" in words
-        and "--recipe robust" in words
-        and "--compile" in words
-        and "--deterministic" not in words
-    )
+    assert "--no-flips" in words
+    assert "--recipe robust" in words
+    assert "--compile" in words
+    assert "--deterministic" not in words
     assert "No log.csv" not in words
-    words = " ".join(
-        " ".join(Checker(small.read_text(encoding="utf-8")).text).replace("\u00a0", " ").split()
-    )
-    assert (
-        "No interval." in words
-        and "No log.csv" in words
-        and "not known: no config.json" in words
-        and "95 % interval 70" not in words
-    )
+    words = check(small).words()
+    assert "No interval." in words
+    assert "No log.csv" in words
+    assert "not known: no config.json" in words
+    assert "95 % interval 70" not in words
 
 
 def test_results_that_are_not_whole(tmp_path):
@@ -174,12 +133,10 @@ def test_a_city_without_patches(tmp_path):
             [row if row[0] != "Bb" else empty for row in rows if empty or row[0] != "Bb"],
         )
     text = write_report(file.parent).read_text(encoding="utf-8")
-    assert (
-        Checker(text).faults == []
-        and "Without patches here: <bdi>Bb</bdi>" in text
-        and 'id="city-2"' in text
-        and 'id="city-1"' not in text
-    )
+    assert Checker(text).faults == []
+    assert "Without patches here: <bdi>Bb</bdi>" in text
+    assert 'id="city-2"' in text
+    assert 'id="city-1"' not in text
 
 
 def test_training_figures_are_told_from_test_figures(tmp_path):
@@ -192,29 +149,11 @@ def test_training_figures_are_told_from_test_figures(tmp_path):
 
 # In a real browser
 
-needs_browser = pytest.mark.skipif(
-    browser.CHROMIUM is None,
-    reason="no chromium here to open the report in (Debian: apt-get install chromium)",
-)
-
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     with browser.Page(tmp_path_factory.mktemp("chromium")) as page:
         yield page
-
-
-# What reaches beyond the window and is in no box that scrolls by itself.
-WIDE = """[...document.body.querySelectorAll('*')].filter(e => !e.closest('.sr') && e.getBoundingClientRect().right > innerWidth + 1
-          && !e.parentElement.closest('.scroll, pre')).map(e => e.outerHTML.slice(0, 80))"""
-# The smallest contrast of text with its ground (WCAG 2), over all words outside pictures.
-CONTRAST = """(() => {
-  const rgb = c => (c.match(/[\\d.]+/g) || []).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4).reduce((s, v, i) => s + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const ground = e => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); if (c.length == 3 || c[3] > 0) return c; } return [255, 255, 255]; };
-  return Math.min(...[...document.body.querySelectorAll('p, dt, dd span, a, td, th, b, li, h1, h2, h3, summary, figcaption, caption, pre, button')].map(e => {
-    const [a, b] = [light(rgb(getComputedStyle(e).color)), light(ground(e))].sort((x, y) => y - x); return (a + 0.05) / (b + 0.05); }));
-})()"""
 
 
 @needs_browser
@@ -228,14 +167,11 @@ def test_nothing_overflows_and_nothing_is_complained_of(page, which, width, dark
     assert page.run("innerWidth") == width
     assert page.run("document.documentElement.scrollWidth") <= width
     assert page.run(WIDE) == []
-    assert (
-        page.run("[...document.images].filter(e => e.loading != 'lazy' && !e.naturalWidth).length")
-        == 0
-    )
+    broken = "[...document.images].filter(e => e.loading != 'lazy' && !e.naturalWidth)"
+    assert page.run(f"{broken}.length") == 0
     assert page.run(CONTRAST) >= 4.5
-    background = sum(
-        map(int, re.findall(r"\d+", page.run("getComputedStyle(document.body).backgroundColor")))
-    )
+    colour = page.run("getComputedStyle(document.body).backgroundColor")
+    background = sum(map(int, re.findall(r"\d+", colour)))
     assert background < 150 if dark else background > 600
     assert [url for url in page.requests() if not url.startswith("data:")] == [file.as_uri()]
     assert page.complaints() == []
@@ -244,14 +180,13 @@ def test_nothing_overflows_and_nothing_is_complained_of(page, which, width, dark
 @needs_browser
 def test_browser_notes_errors_requests_and_overflow(page, tmp_path):
     (tmp_path / "bad.html").write_text(
-        "<body><p style='width:3000px'>wide<script>console.log(1); fetch('http://127.0.0.1:9/x').catch(() => 0); undefined_thing()</script>"
+        "<body><p style='width:3000px'>wide<script>console.log(1);"
+        " fetch('http://127.0.0.1:9/x').catch(() => 0); undefined_thing()</script>"
     )
     page.open((tmp_path / "bad.html").as_uri(), 390)
-    assert (
-        len(page.complaints()) >= 2
-        and any("127.0.0.1" in url for url in page.requests())
-        and page.run(WIDE)
-    )
+    assert len(page.complaints()) >= 2
+    assert any("127.0.0.1" in url for url in page.requests())
+    assert page.run(WIDE)
 
 
 CELLS = "[...document.querySelector('#cities tbody').rows].map(row => row.cells[{}].dataset.v)"
@@ -274,25 +209,22 @@ def test_cities_are_sorted_by_click_and_by_key(page, large):
     page.click("#cities th:nth-child(2) button")
     assert [float(value) for value in page.run(CELLS.format(1))] == accuracy
     assert page.run(SORTED) == [None, "ascending"] + [None] * 7
-    assert (
-        page.run("document.getElementById('said').textContent") == "Sorted by Accuracy, ascending"
-    )
+    said = page.run("document.getElementById('said').textContent")
+    assert said == "Sorted by Accuracy, ascending"
     # The rows go along as wholes, and what is empty comes last in either direction.
-    found = dict(zip(page.run(CELLS.format(0)), map(float, page.run(CELLS.format(1)))))
+    names = page.run(CELLS.format(0))
+    found = dict(zip(names, map(float, page.run(CELLS.format(1))), strict=True))
     assert found == {row["city"]: float(row["accuracy"]) for row in cities}
     for _ in range(2):
         page.click("#cities th:nth-child(9) button")
         values = page.run(CELLS.format(8))
-        assert (
-            values == [value for value in values if value] + [""] * values.count("")
-            and 0 < values.count("") < 45
-        )
+        assert values == [value for value in values if value] + [""] * values.count("")
+        assert 0 < values.count("") < 45
     page.run("document.querySelector('#cities th:nth-child(1) button').focus()")
     page.press("Enter", 13)
     names = page.run(CELLS.format(0))
-    assert page.run(SORTED)[0] == "ascending" and sorted(names) == sorted(
-        row["city"] for row in cities
-    )
+    assert page.run(SORTED)[0] == "ascending"
+    assert sorted(names) == sorted(row["city"] for row in cities)
     assert names == page.run(f"{CELLS.format(0)}.sort((a, b) => a.localeCompare(b))")
     page.press("Tab", 9)
     page.press("Enter", 13)
@@ -301,15 +233,11 @@ def test_cities_are_sorted_by_click_and_by_key(page, large):
 
 @needs_browser
 def test_a_city_leads_to_its_portrait(page, large):
+    opened = "document.querySelectorAll('details.portrait[open]').length"
     page.open(large.as_uri(), 390)
-    assert page.run("document.querySelectorAll('details.portrait[open]').length") == 1
+    assert page.run(opened) == 1
     page.run("document.querySelector('#cities tbody tr:nth-child(30) a').click()")
     page.run("new Promise(done => setTimeout(done, 300))")
-    assert (
-        page.run(
-            "document.querySelector(location.hash).open && document.querySelectorAll('details.portrait[open]').length"
-        )
-        == 2
-    )
+    assert page.run(f"document.querySelector(location.hash).open && {opened}") == 2
     page.run("document.querySelector('[data-details=open]').click()")
-    assert page.run("document.querySelectorAll('details.portrait[open]').length") == 45
+    assert page.run(opened) == 45
