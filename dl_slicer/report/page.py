@@ -1,7 +1,7 @@
 """One self-contained page about a test, for people who do not read CSV.
 
 The way of the data: result_files reads and checks the files, sections picks what to tell, the
-templates tell it. Python makes plain data and no HTML; templates make HTML and decide nothing.
+templates tell it. Python makes plain data and no HTML, the templates all HTML.
 """
 
 import functools

@@ -7,7 +7,6 @@ This is the one place that refuses files: what is missing or damaged is told in 
 import csv
 import json
 import math
-import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +46,7 @@ def read_results(folder: Path, run_folder: str | Path | None = None) -> Results:
     `folder`. InputError names the file that is missing or damaged.
     """
     metrics = _read_json(folder / "metrics.json", _metrics, TEST_AGAIN)
-    cities = read_table(folder / "per_city.csv", _city, TEST_AGAIN)
+    cities = _read_table(folder / "per_city.csv", _city, TEST_AGAIN)
     if not cities:
         raise _refusal(folder / "per_city.csv", TEST_AGAIN, "it names no city")
     run = _find_run(folder, metrics, run_folder)
@@ -57,13 +56,13 @@ def read_results(folder: Path, run_folder: str | Path | None = None) -> Results:
         metrics=metrics,
         cities=cities,
         confusion=_if_there(folder / "confusion_matrix.csv", _read_confusion),
-        neighbours=_if_there(folder / "nearest.csv", read_table, _neighbours, TEST_AGAIN) or [],
-        pairs=_if_there(folder / "similarity.csv", read_table, _pair, TEST_AGAIN) or [],
+        neighbours=_if_there(folder / "nearest.csv", _read_table, _neighbours, TEST_AGAIN) or [],
+        pairs=_if_there(folder / "similarity.csv", _read_table, _pair, TEST_AGAIN) or [],
         similarity=_if_there(folder / "similarity.png", _read_png),
         reliability=_if_there(folder / "reliability.png", _read_png),
         portraits=_if_there(folder / "portraits" / "portraits.csv", _read_portraits) or [],
         training=_if_there(run / "config.json", _read_json, _training, DO_WITHOUT),
-        log=_if_there(run / "log.csv", read_table, _epoch, DO_WITHOUT) or [],
+        log=_if_there(run / "log.csv", _read_table, _epoch, DO_WITHOUT) or [],
         patch_set=_if_there(description, _read_json, _patch_set, DO_WITHOUT),
     )
 
@@ -107,11 +106,8 @@ def _read_json(path: Path, convert: Callable[[dict], Row], remedy: str) -> Row:
         return convert(_mapping(json.loads(path.read_text(encoding="utf-8"))))
 
 
-def read_table(path: Path, convert: Callable[[dict], Row], remedy: str) -> list[Row]:
-    """Read a CSV file, each row by `convert`, which gets it as a dict of texts.
-
-    InputError, worded by `remedy`, names the line that is damaged.
-    """
+def _read_table(path: Path, convert: Callable[[dict], Row], remedy: str) -> list[Row]:
+    """Each row by `convert`, which gets it as a dict of texts; refuses with the line's number."""
     with _refusing_damage(path, remedy), open(path, newline="", encoding="utf-8") as lines:
         reader = csv.DictReader(lines)
         rows = []
@@ -143,12 +139,14 @@ def _read_png(path: Path) -> Picture:
         content = path.read_bytes()
         if not content.startswith(b"\x89PNG\r\n\x1a\n") or b"IEND" not in content[-12:]:
             raise ValueError("no whole PNG file")
-        width, height = struct.unpack(">II", content[16:24])  # of the first chunk, IHDR
+        # The first chunk, IHDR, begins with both.
+        width = int.from_bytes(content[16:20], "big")
+        height = int.from_bytes(content[20:24], "big")
         return Picture(content, width, height)
 
 
 def _read_portraits(path: Path) -> list[Portrait]:
-    return read_table(path, lambda row: _portrait(row, path.parent), TEST_AGAIN)
+    return _read_table(path, lambda row: _portrait(row, path.parent), TEST_AGAIN)
 
 
 def _read_tile(folder: Path, name: str) -> bytes:

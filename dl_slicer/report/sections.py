@@ -1,6 +1,7 @@
 """What each section of the page tells: plain data that its template puts into words.
 
 A section's template is templates/<id>.html.j2; there `view` is what its function here gives.
+A new section is a function here, its line in `sections`, and its template.
 """
 
 import json
@@ -34,7 +35,7 @@ class Section:
 
     id: str
     heading: str
-    view: object
+    view: object | None
 
 
 def sections(results: Results) -> list[Section]:
@@ -49,8 +50,8 @@ def sections(results: Results) -> list[Section]:
         ("training", "How it was trained", training),
         ("reproduce", "How to reproduce it", reproduce),
     )
-    views = [(id, heading, make_view(results)) for id, heading, make_view in known]
-    return [Section(id, heading, view) for id, heading, view in views if view is not None]
+    made = [Section(name, heading, make_view(results)) for name, heading, make_view in known]
+    return [section for section in made if section.view is not None]
 
 
 # How good it is
