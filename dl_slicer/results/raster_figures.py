@@ -106,7 +106,7 @@ def _arrange(
     rows = -(-len(shown) // columns)
     # A narrow panel gets a cell as wide as the longest label.
     label_width = max(panels.font(LABEL_STYLE.size).getlength(panel.label) for panel in shown)
-    cell_width = max(panel_width, round(label_width)) + GAP
+    cell_width = max(panel_width, round(label_width) + GAP) + GAP
     cell_height = LABEL_HEIGHT + panel_height + 10
 
     width = max(NARROWEST, columns * cell_width + GAP)
