@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from dl_slicer.files import atomic
 from relevance_cam.maps import mask, scale, upsample
 
 GAP = 8  # pixels between panels
@@ -175,6 +176,12 @@ def contact_sheet(
         for picture, by_layer in zip(pictures, maps, strict=True)
     ]
     return sheet(title, rows, ["patch", *maps[0]], 180, labels)
+
+
+def save_jpeg(path: Path, figure: Image.Image) -> None:
+    """Write a figure."""
+    with atomic(path, sync=False) as file:
+        figure.save(file, "JPEG", quality=88)
 
 
 def _overlays(picture: Image.Image, maps: dict[str, torch.Tensor]) -> list[Image.Image]:

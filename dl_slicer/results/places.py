@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 from dl_slicer.cities import city_code
 from dl_slicer.cli import InputError, printable
-from dl_slicer.files import atomic, write_rows
+from dl_slicer.files import write_rows
 from dl_slicer.model import devices
 from dl_slicer.model.checkpoints import Checkpoint
 from dl_slicer.patch_sets import image_files, transforms
 from dl_slicer.patch_sets.image_files import UnreadableImage
-from dl_slicer.results import raster_figures
+from dl_slicer.results import panels, raster_figures
 from dl_slicer.results.raster_windows import Windows
 from relevance_cam import rasters
 
@@ -246,9 +246,7 @@ def write_figure(
     """Write the figure of a raster. file: where it was read, by_place: (rows, cols, K)."""
     codes = [city_code(city) for city in classes]
     title = printable(Path(*file.parts[-3:]))
-    page = raster_figures.raster_figure(raster, by_place, codes, title)
-    with atomic(path, sync=False) as opened:
-        page.save(opened, "JPEG", quality=88)
+    panels.save_jpeg(path, raster_figures.raster_figure(raster, by_place, codes, title))
 
 
 def classify(

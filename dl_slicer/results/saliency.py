@@ -203,10 +203,10 @@ def write_patch(out: Path, number: int, patch: ExplainedPatch, picture: Image.Im
     name = f"{number:02d}_{re.sub(r'[^0-9A-Za-z_.-]+', '_', below_city)}"
     figure = out / patch.true / f"{name}.jpg"
     first = next(iter(patch.maps.values()))
-    save_jpeg(figure, panels.patch_figure(picture, first, title, patch.is_right))
+    panels.save_jpeg(figure, panels.patch_figure(picture, first, title, patch.is_right))
     if len(patch.maps) > 1:
         page = panels.comparison_figure(picture, patch.maps, title, patch.is_right)
-        save_jpeg(figure.with_name(f"{name}_methods.jpg"), page)
+        panels.save_jpeg(figure.with_name(f"{name}_methods.jpg"), page)
     return figure
 
 
@@ -226,7 +226,9 @@ def write_contact_sheet(
             label.append((f"explained {city_code(patch.explained)}", panels.INK))
         labels.append(label)
     maps = [patch.maps[method] for patch in patches]
-    save_jpeg(file, panels.contact_sheet(pictures, maps, f"{patches[0].true}: {method}", labels))
+    panels.save_jpeg(
+        file, panels.contact_sheet(pictures, maps, f"{patches[0].true}: {method}", labels)
+    )
 
 
 def as_row(patch: ExplainedPatch, figure: Path) -> dict[str, str]:
@@ -239,12 +241,6 @@ def as_row(patch: ExplainedPatch, figure: Path) -> dict[str, str]:
         "explained": patch.explained,
         "figure": figure.as_posix(),
     }
-
-
-def save_jpeg(path: Path, picture: Image.Image) -> None:
-    """Write a figure."""
-    with atomic(path, sync=False) as file:
-        picture.save(file, "JPEG", quality=88)
 
 
 def write_maps(path: Path, explanations: Explanations) -> None:
@@ -328,7 +324,7 @@ def explain_raster(
         title = f"{printable(file.name)}: {name} for {classes[explained]}"
         figure = out / f"{file.stem}_{name}.jpg"
         page = raster_figures.raster_figure(raster, probability, codes, title, maps)
-        save_jpeg(figure, page)
+        panels.save_jpeg(figure, page)
         print(
             f"{printable(file.name)}: explained as {printable(classes[explained])},"
             f" mean probability {probability[..., explained].mean():.3f}; {figure}"
