@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = tables.write_results(out, predictions, {"loss": loss} | circumstances)
     tables.print_results(results)
     sheets = portraits.write_portraits(out, model, checkpoint, patch_set, logits, results.nearest)
-    report = page.write(out, Path(args.checkpoint).parent)
+    report = page.write_report(out, Path(args.checkpoint).parent)
     print(
         f"{len(patch_set)} patches of {args.split}, {len(patch_set) / seconds:.0f} a second;"
         f" results: {out}; portraits of {sheets} cities: {out / 'portraits'}\n"
