@@ -25,8 +25,8 @@ def compare(work: Path, sizes: Sizes, device: torch.device) -> dict[str, object]
     order = np.random.default_rng(0).integers(0, len(patch_set), (sizes.steps, sizes.batch))
     in_memory = [batch_in_memory(sizes.batch, device)] * len(order)
 
-    def time_from(where):
-        batches = our_batches(patch_set, order, device, where)
+    def time_from(storage):
+        batches = our_batches(patch_set, order, device, storage)
         return train_on(batches, model, optimizer, dtype) / order.size
 
     sides = {

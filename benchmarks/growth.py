@@ -29,12 +29,7 @@ RASTER = 4800  # pixels of a side
 WINDOWS = 19  # along a side
 HELD_OUT_WINDOWS = 9  # along half a side
 
-SETTINGS = {
-    "format": on_disk.FORMAT,
-    "patch_size": PATCH_SIZE,
-    "stride": STRIDE,
-    "image_size": IMAGE_SIZE,
-}
+SETTINGS = on_disk.make_settings(PATCH_SIZE, STRIDE, IMAGE_SIZE)
 
 
 def main() -> None:
@@ -60,20 +55,19 @@ def make_set(folder: Path, rasters: int, cities: int = 45) -> None:
 
     A raster has 361 train patches, or 171 of val and of test.
     """
-    if (folder / "dataset.json").exists():
+    if on_disk.is_finished(folder):
         return
     names = [f"City {i:02d} (C{i:02d})" for i in range(cities)]
     regions = []
     for i in range(rasters):
         city = names[i % cities]
-        (folder / f"arrays/{city}/{i}").mkdir(parents=True)
         for region in regions_of_raster(city, str(i), held_out=i // cities % 3 == 2):
             make_sparse_array(folder / region.file, region)
             regions.append(region)
-    with open(folder / "regions.csv", "w", newline="") as file:
+    with open(folder / on_disk.REGIONS, "w", newline="") as file:
         csv.writer(file).writerows([Region._fields, *regions])
     description = {**SETTINGS, "classes": names, "raw": "raw"}
-    (folder / "dataset.json").write_text(json.dumps(description))
+    (folder / on_disk.DESCRIPTION).write_text(json.dumps(description))
 
 
 def regions_of_raster(city: str, site: str, held_out: bool) -> Iterator[Region]:
@@ -83,20 +77,22 @@ def regions_of_raster(city: str, site: str, held_out: bool) -> Iterator[Region]:
         parts = [("val", half, half, HELD_OUT_WINDOWS), ("test", 0, half, HELD_OUT_WINDOWS)]
     else:
         parts = [("train", 0, RASTER, WINDOWS)]
+    raster = f"{city}/{site}/r.jpg"
     for split, x, width, cols in parts:
+        region = on_disk.region_name(raster, split)
         yield Region(
-            region=f"{city}/{site}/r.{split}",
+            region=region,
             split=split,
             city=city,
             site=site,
-            raster=f"{city}/{site}/r.jpg",
+            raster=raster,
             x=x,
             y=0,
             width=width,
             height=RASTER,
             rows=WINDOWS,
             cols=cols,
-            file=f"arrays/{city}/{site}/r.{split}.npy",
+            file=on_disk.array_file(region),
         )
 
 
@@ -107,6 +103,7 @@ def make_sparse_array(path: Path, region: Region) -> None:
         "fortran_order": False,
         "shape": (*on_disk.array_shape(region.rows, region.cols, SETTINGS), 3),
     }
+    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         file.truncate(on_disk.array_bytes(region.rows, region.cols, SETTINGS))
@@ -175,7 +172,7 @@ def rate_from_disk(
 
     patch_set.read = read_from_disk
     started = time.perf_counter()
-    for _ in batching.batches(patch_set, order, torch.device("cpu"), where="files"):
+    for _ in batching.batches(patch_set, order, torch.device("cpu"), storage="files"):
         pass
     return order.size / (time.perf_counter() - started)
 

@@ -99,7 +99,7 @@ def time_from_files(work: Path, order: np.ndarray, device: torch.device) -> floa
     """Seconds a patch of one epoch of uint8 batches on the device, opening the set included."""
     started = clock(device)
     patch_set = reading.open_split(work / "patches", "train")
-    for _ in batching.batches(patch_set, order, device, where="files"):
+    for _ in batching.batches(patch_set, order, device, storage="files"):
         pass
     return (clock(device) - started) / order.size
 

@@ -108,13 +108,13 @@ def our_batches(
     patch_set: reading.ArrayPatches,
     order: np.ndarray,
     device: torch.device,
-    where: str | None = None,
+    storage: str | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Our way to batches for training: (images, labels) on the device, normalised and flipped.
 
-    where: the arrays are read from, see batching.batches.
+    storage: see batching.batches.
     """
-    raw = batching.batches(patch_set, order, device, where=where)
+    raw = batching.batches(patch_set, order, device, storage=storage)
     for step, (images, labels) in enumerate(raw):
         flips = ordering.draw_flips(order.shape[1], 0, 0, step)
         flips = batching.to_device(flips, device)

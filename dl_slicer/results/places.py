@@ -55,7 +55,7 @@ def find_files(paths, patch_size):
             found = []
         for file in found:
             try:
-                with image_files.opened(file) as image:
+                with image_files.open_image(file) as image:
                     width, height = image.size
             except UnreadableImage as error:
                 faults.append(f"--images {printable(file)}: {error}")

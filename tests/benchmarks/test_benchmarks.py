@@ -25,7 +25,7 @@ def test_batches_are_the_same_from_everywhere(data):
             )
             for indices in order
         ]
-        for way in ({"where": "files"}, {"where": "device"}, {"workers": 2}):
+        for way in ({"storage": "files"}, {"storage": "device"}, {"workers": 2}):
             found = list(batching.batches(patch_set, order, CPU, **way))
             assert len(found) == len(order)
             for (images, labels), (right_images, right_labels) in zip(found, expected):
