@@ -122,7 +122,7 @@ def flags(data, run, *more):
     return [
         "--data",
         str(data),
-        "--run",
+        "--out",
         str(run),
         "--arch",
         "resnet18",

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 # Children are forked from a server that has imported torch but computed nothing: they start in milliseconds, and safely.
 os.environ["PYTHONPATH"] = str(ROOT)
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["train_classification"])
+FORKS.set_forkserver_preload(["dl_slicer.training.epochs"])
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def assert_same(one, other):
     for name in ("best.pth", "last.pth"):
         a, b = load(one / name), load(other / name)
         a["args"], b["args"] = (
-            {k: v for k, v in x["args"].items() if k not in ("run", "save_every", "epochs")}
+            {k: v for k, v in x["args"].items() if k not in ("out", "save_every", "epochs")}
             for x in (a, b)
         )
         assert bits(a) == bits(b)

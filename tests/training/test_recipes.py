@@ -15,7 +15,7 @@ from benchmarks import recipes
 from dl_slicer.cli import InputError
 from dl_slicer.model import checkpoints, networks
 from dl_slicer.patch_sets import transforms
-from dl_slicer.training import optimisers, signals
+from dl_slicer.training import averages, schedules, signals
 
 MEAN, STD = networks.MEAN, networks.STD
 
@@ -143,19 +143,19 @@ def test_published_is_the_default_and_a_flag_of_its_own_wins():
 
 def test_learning_rate_warms_up_and_decays_to_nothing():
     args = train_classification.arguments(["--recipe", "robust", "--epochs", "20", "--lr", "1"])
-    rates = [optimisers.learning_rate(args, epochs) for epochs in np.linspace(0, 20, 201)]
+    rates = [schedules.learning_rate(args, epochs) for epochs in np.linspace(0, 20, 201)]
     assert (
         rates[0] == 0
         and rates[200] == pytest.approx(0, abs=1e-12)
         and rates[10] == pytest.approx(0.5)
     )
     assert max(rates) == rates[20] == pytest.approx(1) and rates[110] == pytest.approx(0.5)
-    assert optimisers.learning_rate(train_classification.arguments([]), 50) == 1e-3
+    assert schedules.learning_rate(train_classification.arguments([]), 50) == 1e-3
 
 
 def test_the_average_is_the_moving_one_of_weights_and_statistics():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
-    average = optimisers.moving_average(model, horizon=4.0)
+    average = averages.moving_average(model, horizon=4.0)
     expected = None
     for step in range(60):
         with torch.no_grad():
