@@ -31,7 +31,7 @@ from dl_slicer.cli import Parser, number, run
 from dl_slicer.model import architectures, devices, networks
 from dl_slicer.patch_sets import ordering, reading
 from dl_slicer.patch_sets.on_disk import STRIDE
-from dl_slicer.training import optimisers
+from dl_slicer.training import schedules
 
 SIDES = ("plain", "ours")
 LAST_EPOCHS = 3  # their val accuracies are averaged
@@ -49,7 +49,7 @@ def arguments() -> Namespace:
     parser.add_argument("--lr", type=number(float, above=0), default=3e-4)
     parser.add_argument(
         "--schedule",
-        choices=("constant", "cosine"),
+        choices=schedules.SCHEDULES,
         default="cosine",
         help="at a constant rate single epochs swing too much to compare",
     )
@@ -172,7 +172,7 @@ class Plain:
         order = ordering.epoch_order(self.labels["train"].numpy(), args.batch_size, seed, epoch)
         for step, batch in enumerate(order):
             epochs_done = epoch + (step + 0.5) / len(order)
-            optimizer.param_groups[0]["lr"] = optimisers.learning_rate(args, epochs_done)
+            optimizer.param_groups[0]["lr"] = schedules.learning_rate(args, epochs_done)
             flipped = ordering.draw_flips(len(batch), seed, epoch, step)
             images = torch.stack(
                 [self.tensor("train", i, *flips) for i, flips in zip(batch, flipped.T, strict=True)]

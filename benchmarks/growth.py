@@ -12,7 +12,6 @@ the mapped files' pages as well) are both beyond what Python and torch take. The
 a read returns no sooner than a disk of --disk GB a second could have read what the patches lie in.
 """
 
-import csv
 import json
 import multiprocessing
 import time
@@ -20,14 +19,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from dl_slicer.cli import Parser, number, run
 from dl_slicer.patch_sets import batching, on_disk, ordering, reading
 from dl_slicer.patch_sets.on_disk import IMAGE_SIZE, PATCH_SIZE, STRIDE, Region
 
 RASTER = 4800  # pixels of a side
-WINDOWS = 19  # along a side
-HELD_OUT_WINDOWS = 9  # along half a side
+WINDOWS = on_disk.count_windows(RASTER, PATCH_SIZE, STRIDE)  # along a side
+HELD_OUT_WINDOWS = on_disk.count_windows(RASTER // 2, PATCH_SIZE, STRIDE)
 
 SETTINGS = on_disk.make_settings(PATCH_SIZE, STRIDE, IMAGE_SIZE)
 
@@ -64,10 +64,10 @@ def make_set(folder: Path, rasters: int, cities: int = 45) -> None:
         for region in regions_of_raster(city, str(i), held_out=i // cities % 3 == 2):
             make_sparse_array(folder / region.file, region)
             regions.append(region)
-    with open(folder / on_disk.REGIONS, "w", newline="") as file:
-        csv.writer(file).writerows([Region._fields, *regions])
-    description = {**SETTINGS, "classes": names, "raw": "raw"}
-    (folder / on_disk.DESCRIPTION).write_text(json.dumps(description))
+    with open(folder / on_disk.REGIONS, "w", newline="", encoding="utf-8") as file:
+        file.write(on_disk.text_of_regions(regions))
+    description = on_disk.text_of_description({**SETTINGS, "classes": names, "raw": "raw"})
+    (folder / on_disk.DESCRIPTION).write_text(description, encoding="utf-8")
 
 
 def regions_of_raster(city: str, site: str, held_out: bool) -> Iterator[Region]:
@@ -111,8 +111,6 @@ def make_sparse_array(path: Path, region: Region) -> None:
 
 def grow(folder: Path, disk: float) -> dict[str, float]:
     """Do what a training run does apart from the network, and give what it took."""
-    import torch  # not above: the process that makes the sets needs none
-
     memory_before = memory("RssAnon")
     peak_before = memory("VmHWM")
     started = time.perf_counter()
@@ -157,8 +155,6 @@ def rate_from_disk(
 
     touched: bytes that a patch makes the disk read. disk: GB a second that it reads.
     """
-    import torch  # not above: the process that makes the sets needs none
-
     read = patch_set.read
     disk_is_free_at = time.perf_counter()
 

@@ -21,12 +21,16 @@ from benchmarks.sides import (
     plain_batches,
 )
 from dl_slicer.model import devices
+from dl_slicer.model.evaluation import Setup
 from dl_slicer.patch_sets import ordering, reading
 from dl_slicer.patch_sets.on_disk import IMAGE_SIZE
 from dl_slicer.training import epochs, optimisers, recipes
+from dl_slicer.training.runs import Run
 
-# The flags of the published recipe, as train_classification.py reads them.
-PUBLISHED = Namespace(**recipes.RECIPES["published"], epochs=100, seed=0, save_every=None)
+# What an epoch asks of the flags of train_classification.py.
+PUBLISHED = Namespace(
+    **recipes.RECIPES["published"], epochs=100, batch_size=128, seed=0, save_every=None
+)
 
 
 def compare(work: Path, sizes: Sizes, device: torch.device) -> dict[str, object]:
@@ -97,23 +101,9 @@ def train_epoch(
 ) -> float:
     """Seconds of an epoch as train_classification.py trains it."""
     device = next(model.parameters()).device
+    run = Run(PUBLISHED, model, optimizer)
     started = clock(device)
-    epochs.train_epoch(
-        model,
-        optimizer,
-        None,
-        patch_set,
-        order,
-        0,
-        0,
-        [0.0, 0.0, 0],
-        PUBLISHED,
-        device,
-        dtype,
-        0,
-        lambda: False,
-        None,
-    )
+    epochs.train_epoch(run, model, patch_set, order, Setup(device, dtype))
     return clock(device) - started
 
 
