@@ -8,7 +8,7 @@ forward and a transposed convolution for every convolution above layer1.
 """
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -121,7 +121,7 @@ def time_sides(model: torch.nn.Module, images: torch.Tensor, rounds: int) -> dic
 
 
 @contextmanager
-def timed_rules(spent: dict[str, float], device: torch.device):
+def timed_rules(spent: dict[str, float], device: torch.device) -> Iterator[None]:
     """Have functions of the rules note in `spent`, by their names, the seconds that they take."""
     spent.update(dict.fromkeys(spent, 0.0))
     originals = {name: getattr(rules, name) for name in spent}

@@ -36,7 +36,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -1807,7 +1807,7 @@ def city_names(count: int) -> list[str]:
 class Parser(argparse.ArgumentParser):
     """argparse, but a wrong flag gives one line instead of the whole usage."""
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         """Print the line and exit 2."""
         self.exit(2, f"{self.prog}: error: {message}\n")
 
