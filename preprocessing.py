@@ -28,7 +28,7 @@ from dl_slicer.patch_sets.jobs import Request
 from dl_slicer.patch_sets.on_disk import Region
 
 
-def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def read_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the flags; InputError if they are wrong."""
     parser = Parser(__doc__)
     data = parser.add_argument_group("data")
@@ -99,7 +99,7 @@ def shard(text: str) -> tuple[int, int]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Find the rasters, tile those that no earlier run has done, complete the set, sum it up."""
-    args = arguments(argv)
+    args = read_flags(argv)
     machine.keep_memory()
     request = read_request(args)
     raw, out = request.raw, request.out

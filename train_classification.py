@@ -21,7 +21,7 @@ from dl_slicer.model import architectures, flags
 from dl_slicer.training import recipes, schedules
 
 
-def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def read_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the flags; what the user leaves out comes from the recipe. InputError if one is wrong.
 
     This and what it imports needs no torch, so that a mistyped flag is told at once.
@@ -195,7 +195,7 @@ def without_resume(argv: Sequence[str]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train: open the data, begin or resume the run, for each epoch train, validate, save."""
-    args = arguments(argv)
+    args = read_flags(argv)
     # Here, since torch takes seconds to import, and a mistyped flag is told before.
     from dl_slicer import distributed
     from dl_slicer.model import evaluation

@@ -1,7 +1,6 @@
 """What several tests need: pictures made by a program, folders of them, small patch sets, a run."""
 
 import signal
-import sys
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+import preprocessing
+from dl_slicer.patch_sets import tiling
 
-import preprocessing  # noqa: E402
-from dl_slicer.patch_sets import tiling  # noqa: E402
+ROOT = Path(__file__).parent.parent
 
 
 def as_flags(values):

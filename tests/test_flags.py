@@ -52,7 +52,7 @@ import sys
 sys.path.insert(0, ".")
 import train_classification
 
-train_classification.arguments(["--recipe", "robust", "--optimizer", "sgd", "--arch", "resnet18"])
+train_classification.read_flags(["--recipe", "robust", "--optimizer", "sgd", "--arch", "resnet18"])
 assert "torch" not in sys.modules
 """
 

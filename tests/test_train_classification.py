@@ -90,7 +90,7 @@ def test_config_keeps_the_flags_as_typed(data, finished, tmp_path):
 
 
 def test_published_recipe_is_the_default():
-    args = train_classification.arguments([])
+    args = train_classification.read_flags([])
     assert (
         args.weights,
         args.optimizer,
@@ -360,8 +360,8 @@ def test_run_is_answered_by_a_line_that_names_out(old, capsys):
 
 
 def test_out_is_a_path_and_by_default_the_architecture_under_checkpoints():
-    assert train_classification.arguments(["--out", "name"]).out == "name"
-    args = train_classification.arguments(["--arch", "resnet34"])
+    assert train_classification.read_flags(["--out", "name"]).out == "name"
+    args = train_classification.read_flags(["--arch", "resnet34"])
     assert args.out == os.path.join("checkpoints", "resnet34")
     assert "run" not in vars(args)
 

@@ -175,7 +175,7 @@ def small_checkpoint():
 
 
 def arguments(offset, size, stride, count=16, key="0", requires_grad=False, **hooks):
-    """Of torch's function for a tensor; each tuple stands once in the pickle, as torch.save's do."""
+    """Of torch's function for a tensor; each tuple stands once, as torch.save has it."""
     storage = Storage(count, key)
     return storage, offset, tuple([*size]), tuple([*stride]), requires_grad, OrderedDict(hooks)
 

@@ -85,6 +85,7 @@ def test_every_kind_of_pixel_becomes_what_it_looks_like(tmp_path):
     palette = photo.quantize(256)
     palette_clear = photo.quantize(255)
     wide = np.array(photo.convert("L")).astype(np.int32) << 8
+    finest = {"progressive": True, "quality": 100, "subsampling": 0}
     kinds = {  # name: (file or bytes, what it must look like, how far it may be from that)
         "grey.jpg": (photo.convert("L"), grey, 12),
         "grey.png": (photo.convert("L"), grey, 0),
@@ -106,11 +107,7 @@ def test_every_kind_of_pixel_becomes_what_it_looks_like(tmp_path):
         "ycbcr.tif": ((photo, {"compression": "jpeg"}), rgb, 60),
         "lzw.tif": ((photo, {"compression": "tiff_lzw"}), rgb, 0),
         "deflate.tif": ((photo, {"compression": "tiff_adobe_deflate"}), rgb, 0),
-        "progressive.jpeg": (
-            (photo, {"progressive": True, "quality": 100, "subsampling": 0}),
-            rgb,
-            12,
-        ),
+        "progressive.jpeg": ((photo, finest), rgb, 12),
         "grey16.png": (Image.fromarray(deep[:, :, 0]), deep[:, :, 0] >> 8, 0),
         "grey16.tif": (Image.fromarray(deep[:, :, 0]), deep[:, :, 0] >> 8, 0),
         "grey16be.tif": (tiff(deep[:, :, :1], ">"), deep[:, :, 0] >> 8, 0),

@@ -18,7 +18,7 @@ from dl_slicer.training import signals
 
 
 def test_published_is_the_default_and_a_flag_of_its_own_wins():
-    published = train_classification.arguments([])
+    published = train_classification.read_flags([])
     assert published.optimizer == "adam"
     assert published.lr == 1e-3
     assert published.weight_decay == 0
@@ -26,7 +26,7 @@ def test_published_is_the_default_and_a_flag_of_its_own_wins():
     assert not any((published.average, published.turns, published.light, published.label_smoothing))
     assert published.schedule == "constant"
     argv = ["--recipe", "robust", "--lr", "5e-4", "--no-turns", "--average", "0"]
-    mixed = train_classification.arguments(argv)
+    mixed = train_classification.read_flags(argv)
     assert mixed.optimizer == "adamw"
     assert mixed.lr == 5e-4
     assert mixed.turns is False
@@ -40,7 +40,7 @@ def test_published_is_the_default_and_a_flag_of_its_own_wins():
 )
 def test_bad_values_are_one_line(flag):
     with pytest.raises(InputError, match=flag.split()[0]) as error:
-        train_classification.arguments(flag.split())
+        train_classification.read_flags(flag.split())
     assert "\n" not in str(error.value)
 
 
