@@ -214,7 +214,7 @@ def find_previous(args: Namespace, decisive: dict[str, object]) -> Checkpoint | 
 def begin(args: Namespace, train: PatchSet, device: torch.device, weights: str) -> Run:
     """Give a new run, on its device.
 
-    weights: to start from, as checkpoints.build takes them.
+    weights: to start from, as checkpoints.initial_network takes them.
     """
     torch.manual_seed(args.seed)
     model = checkpoints.initial_network(args.arch, len(train.classes), weights)
