@@ -189,7 +189,8 @@ def write_resemblance(out: Path, views: Resemblance, predictions: Predictions) -
 def write_dicts(path: Path, rows: Iterable[dict]) -> None:
     """Write a CSV file of dicts that have the same keys, which are its columns."""
     rows = list(rows)
-    write_rows(path, list(rows[0]), (row.values() for row in rows))
+    columns = list(rows[0]) if rows else []  # one city alone has no pairs
+    write_rows(path, columns, (row.values() for row in rows))
 
 
 def print_results(results: Results) -> None:

@@ -185,6 +185,7 @@ PICTURES = ("similarity", "reliability", "confusion_matrix", "confusion_matrix_p
 @pytest.mark.parametrize(
     "classes, empty, perfect, rasters",
     [
+        (["Aa (A)"], [], False, 3),
         (["Aa (A)", "Bb (B)"], [], False, 3),
         (["Aa (A)", "Bb (B)"], [], True, 1),
         (["Aa (A)", "Bb (B)"], [1], False, 2),
