@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import preprocessing  # noqa: E402
-from dl_slicer.patch_sets import tiling  # noqa: E402
+import preprocessing
+from dl_slicer.patch_sets import tiling
+
+ROOT = Path(__file__).parent.parent
 
 
 def as_flags(values):
