@@ -69,7 +69,8 @@ def test_original_is_cut_from_the_raster(preprocess, tmp_path):
     for i in (0, len(dataset) - 1):
         region, row, col = dataset.locate(i)
         with Image.open(tmp_path / "raw" / region.raster) as raster:
-            x, y = region.x + 24 * col, 24 * row
+            x = region.x + 24 * col
+            y = 24 * row
             assert region.x == 75
             assert dataset.original(i).tobytes() == raster.crop((x, y, x + 48, y + 48)).tobytes()
 
