@@ -102,7 +102,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = read_flags(argv)
     machine.keep_memory()
     request = read_request(args)
-    raw, out = request.raw, request.out
+    raw = request.raw
+    out = request.out
     progress.refuse_other_set(out, request.settings)
 
     jobs = finding.find_rasters(raw, out)
@@ -156,10 +157,12 @@ def read_request(args: argparse.Namespace) -> Request:
     )
 
 
-def refuse_faults(raw: Path, faults: Mapping[str, str], kept: str) -> None:
+def refuse_faults(raw: Path, faults: Mapping[str, str], finished: str) -> None:
     """InputError: a line for each raster that cannot be used, and what is done nevertheless."""
     lines = [f"{printable(raw / raster)}: {fault}" for raster, fault in sorted(faults.items())]
-    lines.append(f"{kept} rasters are done and kept; mend the above and run the same command again")
+    lines.append(
+        f"{finished} rasters are done and kept; mend the above and run the same command again"
+    )
     raise InputError("\n".join(lines))
 
 

@@ -12,9 +12,8 @@ from tqdm import tqdm
 
 from dl_slicer.distributed import RANK, WORLD, total
 from dl_slicer.model import devices, networks
-from dl_slicer.patch_sets import batching, reading, transforms
-
-PatchSet = reading.ArrayPatches | reading.JpegPatches
+from dl_slicer.patch_sets import batching, transforms
+from dl_slicer.patch_sets.reading import PatchSet
 
 
 @dataclass(frozen=True)

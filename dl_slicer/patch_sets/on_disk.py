@@ -107,7 +107,8 @@ def make_settings(patch_size: int, stride: int, image_size: int) -> dict[str, in
 
 def covered_size(rows: int, cols: int, settings: Mapping[str, Any]) -> tuple[int, int]:
     """(width, height) in pixels of the raster that so many windows cover."""
-    size, stride = settings["patch_size"], settings["stride"]
+    size = settings["patch_size"]
+    stride = settings["stride"]
     return (cols - 1) * stride + size, (rows - 1) * stride + size
 
 
@@ -116,7 +117,8 @@ def array_shape(rows: int, cols: int, settings: Mapping[str, Any]) -> tuple[int,
 
     settings: of make_settings, or all of dataset.json.
     """
-    size, stride = settings["patch_size"], settings["stride"]
+    size = settings["patch_size"]
+    stride = settings["stride"]
     image_size = settings["image_size"]
     height = (rows - 1) * stride * image_size // size + image_size
     width = (cols - 1) * stride * image_size // size + image_size

@@ -115,7 +115,8 @@ class ArrayPatches:
         number = {city: i for i, city in enumerate(self.classes)}
         if not {region.city for region in self.regions} <= number.keys():
             raise InputError(
-                f"{printable(self.root)}: regions.csv has cities that dataset.json has not;"
+                f"{printable(self.root)}: {on_disk.REGIONS} has cities that"
+                f" {on_disk.DESCRIPTION} has not;"
                 " run preprocessing.py again"
             )
         label_type = on_disk.label_type(self.classes)

@@ -70,7 +70,8 @@ def _regions_of(job: Job, width: int, height: int, settings: dict[str, int]) -> 
     else:
         middle = round(width / 2)
         parts = [(0, middle), (middle, width - middle)]
-    size, stride = settings["patch_size"], settings["stride"]
+    size = settings["patch_size"]
+    stride = settings["stride"]
     regions = []
     for split, (x, part_width) in zip(job.splits, parts, strict=True):
         name = on_disk.region_name(job.raster, split)
@@ -159,7 +160,8 @@ def _crop_covered(image: Image.Image, region: Region, settings: dict[str, int]) 
 
 
 def _write_jpegs(request: Request, covered: Image.Image, region: Region) -> None:
-    size, stride = request.settings["patch_size"], request.settings["stride"]
+    size = request.settings["patch_size"]
+    stride = request.settings["stride"]
     for window in on_disk.each_window([region]):
         _, row, col = window
         left = col * stride

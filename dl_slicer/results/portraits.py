@@ -25,8 +25,8 @@ from dl_slicer.model import devices
 from dl_slicer.model.checkpoints import Checkpoint
 from dl_slicer.patch_sets import transforms
 from dl_slicer.patch_sets.on_disk import PATCH_SIZE, STRIDE
+from dl_slicer.patch_sets.reading import PatchSet
 from dl_slicer.results import panels, tables
-from dl_slicer.results.tables import PatchSet
 from relevance_cam import RelevanceCAM
 
 # Deep enough to know cities, and still finer than a building block: layer4 marks half the patch.

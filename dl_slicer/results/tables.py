@@ -18,10 +18,8 @@ from sklearn import metrics
 from dl_slicer.cities import city_code
 from dl_slicer.cli import printable
 from dl_slicer.files import atomic, write_rows
-from dl_slicer.patch_sets.reading import ArrayPatches, JpegPatches
+from dl_slicer.patch_sets.reading import PatchSet
 from dl_slicer.results import accuracy, intervals, plots, resemblance
-
-PatchSet = ArrayPatches | JpegPatches
 
 
 @dataclass

@@ -12,8 +12,9 @@ from tqdm import tqdm
 from dl_slicer.cli import InputError
 from dl_slicer.distributed import RANK, WORLD
 from dl_slicer.model import devices
-from dl_slicer.model.evaluation import PatchSet, Setup
+from dl_slicer.model.evaluation import Setup
 from dl_slicer.patch_sets import batching, ordering, transforms
+from dl_slicer.patch_sets.reading import PatchSet
 from dl_slicer.training.runs import Run, Totals
 from dl_slicer.training.schedules import learning_rate
 

@@ -13,8 +13,9 @@ from dl_slicer.cli import InputError
 from dl_slicer.distributed import WORLD
 from dl_slicer.machine import keep_memory
 from dl_slicer.model import checkpoints, devices
-from dl_slicer.model.evaluation import PatchSet, Setup
+from dl_slicer.model.evaluation import Setup
 from dl_slicer.patch_sets import reading
+from dl_slicer.patch_sets.reading import PatchSet
 
 
 def prepare_device(args: Namespace) -> tuple[torch.device, torch.dtype]:

@@ -16,7 +16,7 @@ from dl_slicer.distributed import RANK, WORLD
 from dl_slicer.files import atomic, clear_leftovers
 from dl_slicer.model import checkpoints, networks
 from dl_slicer.model.checkpoints import Checkpoint
-from dl_slicer.model.evaluation import PatchSet
+from dl_slicer.patch_sets.reading import PatchSet
 from dl_slicer.training import averages, optimisers, recipes
 from dl_slicer.training.history import Epoch, write_history
 

@@ -74,8 +74,8 @@ def tiff(pixels, order="<", extra=()):
     )
 
 
-@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
-def test_every_kind_of_pixel_becomes_what_it_looks_like(tmp_path):
+def kinds_of_pixels():
+    """{name: (file or bytes, what it must look like, how far it may be from that)}."""
     photo = picture(60, 50)
     rgb = np.asarray(photo).astype(int)
     grey = np.asarray(photo.convert("L")).astype(int)
@@ -86,7 +86,7 @@ def test_every_kind_of_pixel_becomes_what_it_looks_like(tmp_path):
     palette_clear = photo.quantize(255)
     wide = np.array(photo.convert("L")).astype(np.int32) << 8
     finest = {"progressive": True, "quality": 100, "subsampling": 0}
-    kinds = {  # name: (file or bytes, what it must look like, how far it may be from that)
+    return {
         "grey.jpg": (photo.convert("L"), grey, 12),
         "grey.png": (photo.convert("L"), grey, 0),
         "grey-alpha.png": (photo.convert("LA"), grey, 0),
@@ -119,7 +119,11 @@ def test_every_kind_of_pixel_becomes_what_it_looks_like(tmp_path):
         "rgb16be.tif": (tiff(deep[:, :, :3], ">"), deep[:, :, :3] >> 8, 0),
         "near-infrared16.tif": (tiff(deep, extra=[(338, 0)]), deep[:, :, :3] >> 8, 0),
     }
-    for name, (content, expected, tolerance) in kinds.items():
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
+def test_every_kind_of_pixel_becomes_what_it_looks_like(tmp_path):
+    for name, (content, expected, tolerance) in kinds_of_pixels().items():
         content, options = content if isinstance(content, tuple) else (content, {})
         if isinstance(content, bytes):
             (tmp_path / name).write_bytes(content)

@@ -1,7 +1,10 @@
 """Patches read from a patch set, and from a folder in the published layout."""
 
 import json
+import mmap
 import os
+import pickle
+import resource
 import shutil
 import subprocess
 import sys
@@ -66,7 +69,8 @@ def test_original_is_cut_from_the_raster(preprocess, tmp_path):
     for i in (0, len(dataset) - 1):
         region, row, col = dataset.locate(i)
         with Image.open(tmp_path / "raw" / region.raster) as raster:
-            x, y = region.x + 24 * col, 24 * row
+            x = region.x + 24 * col
+            y = 24 * row
             assert region.x == 75
             assert dataset.original(i).tobytes() == raster.crop((x, y, x + 48, y + 48)).tobytes()
 
@@ -273,3 +277,37 @@ assert not slow, slow"""
     subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "out"), str(jpegs)], cwd=ROOT, check=True
     )
+
+
+def test_patches_can_be_handed_to_another_process(preprocess, tmp_path, monkeypatch):
+    """As workers need it that are started anew; also after patches have been read."""
+    make_raw(tmp_path / "raw")
+    out = preprocess("--jpegs")
+    jpegs = copy_jpegs(out, tmp_path / "published")
+    monkeypatch.setattr(reading, "KEPT_BYTES", 50000)
+    for folder in (out, jpegs):
+        dataset = reading.open_split(folder, "train", 28)
+        expected = dataset.read(range(10))
+        copy = pickle.loads(pickle.dumps(dataset))
+        assert np.array_equal(copy.read(range(10)), expected)
+        assert copy.name(3) == dataset.name(3)
+    # Maps were remembered, and are not handed on.
+    arrays = reading.open_split(out, "train")
+    arrays.read(range(3))
+    assert arrays._mapped
+    assert not pickle.loads(pickle.dumps(arrays))._mapped
+
+
+@pytest.mark.parametrize("module, call", [(mmap, "MADV_"), (resource, "RUSAGE_THREAD")])
+def test_reading_does_without_what_only_some_systems_have(
+    preprocess, tmp_path, monkeypatch, module, call
+):
+    make_raw(tmp_path / "raw")
+    out = preprocess()
+    expected = reading.open_split(out, "train").read(range(30))
+    for name in [name for name in dir(module) if name.startswith(call)]:
+        monkeypatch.delattr(module, name)
+    monkeypatch.setattr(reading, "KEPT_BYTES", 1000)
+    dataset = reading.open_split(out, "train")
+    for _ in range(2):
+        assert np.array_equal(dataset.read(range(30)), expected)

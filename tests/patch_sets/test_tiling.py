@@ -1,16 +1,18 @@
 """Rasters to arrays: geometry, splits, JPEGs, space on the disk."""
 
 import csv
+import multiprocessing
 import shutil
 from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import Inline, files, make_raw, picture
+from conftest import SIZES, Inline, as_flags, files, make_raw, picture
 from PIL import Image
 from preprocessing_runs import array, refused
 
 import preprocessing
+from dl_slicer import machine
 from dl_slicer.patch_sets import on_disk, reading, tiling
 from dl_slicer.patch_sets.jobs import Job, Request
 
@@ -227,3 +229,15 @@ def test_few_rasters_are_handed_out_at_a_time(tmp_path, monkeypatch):
     assert most == 6
     assert len(done) == 1000
     assert not faults
+
+
+def test_workers_may_be_started_anew(tmp_path, monkeypatch, capfd):
+    """As on macOS and Windows: what they are handed can be pickled, and the set is the same."""
+    raw = make_raw(tmp_path / "raw")
+    for method in ("fork", "spawn"):
+        context = multiprocessing.get_context(method)
+        monkeypatch.setattr(machine, "worker_processes", lambda context=context: context)
+        folders = {"--raw": raw, "--out": tmp_path / method, "--workers": 2}
+        preprocessing.main(as_flags({**SIZES, **folders}))
+    assert files(tmp_path / "fork") == files(tmp_path / "spawn")
+    assert "Traceback" not in capfd.readouterr().err
