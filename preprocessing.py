@@ -2,185 +2,204 @@
 
     python preprocessing.py --raw data/raw --out data/patches
     python preprocessing.py --raw data/raw --out data/patches --stride 120 --jpegs
-    python preprocessing.py --raw data/raw --out data/patches --shard 1/4      one of four machines, into one shared folder
+    python preprocessing.py --raw data/raw --out data/patches --shard 1/4
 
-Rasters lie as <raw>/<City (CODE)>/<site>/.../<raster>.jpg (png, tif). Of each city's sites in sorted order the last is held
-out: the left half of its rasters is test, the right half val; all other sites are train. A second run does only what is
-missing or changed, and removes what belongs to rasters that are gone.
+Rasters lie as <raw>/<City (CODE)>/<site>/.../<raster>.jpg (png, tif). Of each city's sites in
+sorted order the last is held out: the left half of its rasters is test, the right half val; all
+other sites are train. A second run does only what is missing or changed, and removes what belongs
+to rasters that are gone. With --shard several machines work at one set, in a folder they share.
 """
 
 import argparse
-import itertools
 import re
 import time
 from collections import defaultdict
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from dl_slicer import machine
 from dl_slicer.cities import city_code
 from dl_slicer.cli import InputError, Parser, number, printable, run
 from dl_slicer.files import locked
-from dl_slicer.machine import keep_memory
 from dl_slicer.patch_sets import completing, finding, on_disk, progress, tiling
+from dl_slicer.patch_sets.jobs import Request
+from dl_slicer.patch_sets.on_disk import Region
 
 
-def arguments(argv=None):
+def read_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the flags; InputError if they are wrong."""
     parser = Parser(__doc__)
-    parser.add_argument("--raw", default="data/raw", help="folder of <City (CODE)>/<site>/<raster>")
-    parser.add_argument("--out", default="data/patches", help="folder of the patch set")
-    parser.add_argument(
+    data = parser.add_argument_group("data")
+    data.add_argument("--raw", default="data/raw", help="folder of <City (CODE)>/<site>/<raster>")
+    data.add_argument("--out", default="data/patches", help="folder of the patch set")
+    add_patch_flags(parser.add_argument_group("patches"))
+    add_machine_flags(parser.add_argument_group("machine"))
+    return parser.parse_args(argv)
+
+
+def add_patch_flags(group: argparse._ArgumentGroup) -> None:
+    """Flags that say what is cut."""
+    group.add_argument(
         "--patch-size",
         type=number(least=1),
-        default=480,
+        default=on_disk.PATCH_SIZE,
         help="pixels of the raster a patch is wide and high",
     )
-    parser.add_argument(
+    group.add_argument(
         "--stride",
         type=number(least=1),
-        default=240,
+        default=on_disk.STRIDE,
         help="pixels of the raster from one patch to the next",
     )
-    parser.add_argument(
-        "--image-size", type=number(least=1), default=224, help="pixels a patch has for the network"
+    group.add_argument(
+        "--image-size",
+        type=number(least=1),
+        default=on_disk.IMAGE_SIZE,
+        help="pixels a patch has for the network",
     )
-    parser.add_argument(
+    group.add_argument(
         "--test-b", type=number(least=1), default=500, help="test patches drawn of each city"
     )
-    parser.add_argument("--seed", type=number(least=0), default=0, help="of that draw")
-    parser.add_argument(
+    group.add_argument("--seed", type=number(least=0), default=0, help="of that draw")
+    group.add_argument(
+        "--jpegs",
+        action="store_true",
+        help="also write <split>/<City (CODE)>/*.jpg at full size, as published;"
+        " later runs keep them up to date",
+    )
+
+
+def add_machine_flags(group: argparse._ArgumentGroup) -> None:
+    """Flags that say who does the work."""
+    group.add_argument(
         "--workers",
         type=number(least=1),
         default=machine.available_cores(),
         help="processes; default: all cores",
     )
-    parser.add_argument(
-        "--jpegs",
-        action="store_true",
-        help="also write <split>/<City (CODE)>/*.jpg at full size, as published; later runs keep them up to date",
-    )
-    parser.add_argument(
+    group.add_argument(
         "--shard",
         type=shard,
         default=(1, 1),
         metavar="I/N",
-        help="do only the I-th of N parts of the rasters (I from 1); the shard that ends last completes the set",
+        help="do only the I-th of N parts of the rasters (I from 1);"
+        " the shard that ends last completes the set; default: all of them",
     )
-    return parser.parse_args(argv)
 
 
-def shard(text):
+def shard(text: str) -> tuple[int, int]:
+    """I/N as two whole numbers: an argparse type."""
     found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
         raise argparse.ArgumentTypeError(f"{text!r}: must be I/N with I from 1 to N, as in 2/4")
     return int(found[1]), int(found[2])
 
 
-def main(argv=None):
-    args = arguments(argv)
-    keep_memory()
-    on_disk.scaled_stride(args.patch_size, args.stride, args.image_size)
-    raw, out = Path(args.raw), Path(args.out)
-    settings = {
-        "format": on_disk.FORMAT,
-        "patch_size": args.patch_size,
-        "stride": args.stride,
-        "image_size": args.image_size,
-    }
-    progress.refuse_other_set(out, settings)
-    # JPEGs that are there are kept up to date: they must never show another split than the arrays.
-    jpegs = args.jpegs or any((out / split).is_dir() for split in on_disk.SPLITS)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Find the rasters, tile those that no earlier run has done, complete the set, sum it up."""
+    args = read_flags(argv)
+    machine.keep_memory()
+    request = read_request(args)
+    raw, out = request.raw, request.out
+    progress.refuse_other_set(out, request.settings)
 
     jobs = finding.find_rasters(raw, out)
-    mine = jobs[args.shard[0] - 1 :: args.shard[1]]
-    done = progress.find_finished(out, mine, settings, jpegs)  # {raster: its regions}
-    todo = [job for job in mine if job["raster"] not in done]
-    part = (
-        f", {len(mine)} of them in shard {args.shard[0]}/{args.shard[1]}"
-        if len(mine) < len(jobs)
-        else ""
-    )
+    part, parts = args.shard
+    jobs_of_shard = jobs[part - 1 :: parts]
+    done = progress.find_finished(request, jobs_of_shard)
+    in_shard = f", {len(jobs_of_shard)} of them in shard {part}/{parts}"
     print(
-        f"{printable(raw)}: {len({job['city'] for job in jobs})} cities, {len(jobs)} rasters{part}; {len(done)} done before",
+        f"{printable(raw)}: {len({job.city for job in jobs})} cities, {len(jobs)} rasters"
+        f"{in_shard if len(jobs_of_shard) < len(jobs) else ''}; {len(done)} done before",
         flush=True,
     )
 
-    faults, started = {}, time.time()
-    todo = tiling.plan_regions(raw, todo, args.patch_size, faults)
-    if todo:
-        tiling.check_space(out, todo, settings, jpegs, args.test_b)
-        out.mkdir(parents=True, exist_ok=True)
-        with locked(out, shared=True):
-            (out / "dataset.json").unlink(
-                missing_ok=True
-            )  # the set is not whole until it is completed below
-            tiling.tile_all(
-                todo,
-                partial(tiling.tile_raster, raw, out, settings, jpegs),
-                args.workers,
-                done,
-                faults,
-            )
+    started = time.time()
+    faults: dict[str, str] = {}  # {raster: what is wrong with it}
+    to_do = [job for job in jobs_of_shard if job.raster not in done]
+    to_do = tiling.plan_regions(request, to_do, faults)
+    if to_do:
+        tiling.tile(request, to_do, args.workers, done, faults)
     seconds = time.time() - started
     if faults:
-        raise InputError(
-            "\n".join(
-                f"{printable(raw / raster)}: {fault}" for raster, fault in sorted(faults.items())
-            )
-            + f"\n{len(done)} of {len(mine)} rasters are done and kept; mend the above and run the same command again"
-        )
+        refuse_faults(raw, faults, f"{len(done)} of {len(jobs_of_shard)}")
 
-    done |= progress.find_finished(
-        out, [job for job in jobs if job["raster"] not in done], settings, jpegs
-    )
-    missing = [job["raster"] for job in jobs if job["raster"] not in done]
+    # Another shard may have ended meanwhile.
+    done |= progress.find_finished(request, [job for job in jobs if job.raster not in done])
+    missing = [job.raster for job in jobs if job.raster not in done]
     if missing:
         print(
-            f"{printable(out)}: the {len(mine)} rasters of this shard are done, {len(missing)} of other shards are missing, the first is "
-            f"{printable(missing[0])}; the shard that ends last completes the set, or this command without --shard"
+            f"{printable(out)}: the {len(jobs_of_shard)} rasters of this shard are done,"
+            f" {len(missing)} of other shards are missing, the first is {printable(missing[0])};"
+            " the shard that ends last completes the set, or this command without --shard"
         )
         return
     with locked(out, shared=False):
-        description = completing.complete(out, raw, args, settings, jpegs, done)
-    summary(out, description, done, len(todo), seconds)
+        description = completing.complete(request, done)
+    print_summary(description, chain.from_iterable(done.values()))
+    print(f"patch set: {printable(out)}; {speed(len(to_do), seconds)}")
 
 
-def summary(out, description, done, tiled, seconds):
-    counts, size, stride = description["counts"], description["patch_size"], description["stride"]
-    print(f"\n{'city':<28}{'train':>9}{'val':>9}{'test':>9}{'test_b':>9}   left over")
-    unused, pixels = defaultdict(int), defaultdict(int)
-    for region in itertools.chain(*done.values()):
+def read_request(args: argparse.Namespace) -> Request:
+    """Give what the flags ask for; InputError if the sizes do not go together."""
+    out = Path(args.out)
+    return Request(
+        raw=Path(args.raw),
+        out=out,
+        settings=on_disk.make_settings(args.patch_size, args.stride, args.image_size),
+        # JPEGs that are there are kept up to date: they must not show another split than arrays.
+        jpegs=args.jpegs or on_disk.has_jpegs(out),
+        test_b=args.test_b,
+        seed=args.seed,
+    )
+
+
+def refuse_faults(raw: Path, faults: Mapping[str, str], kept: str) -> None:
+    """InputError: a line for each raster that cannot be used, and what is done nevertheless."""
+    lines = [f"{printable(raw / raster)}: {fault}" for raster, fault in sorted(faults.items())]
+    lines.append(f"{kept} rasters are done and kept; mend the above and run the same command again")
+    raise InputError("\n".join(lines))
+
+
+def print_summary(description: Mapping[str, Any], regions: Iterable[Region]) -> None:
+    """Print a table of the patches, and which cities have fewer than --test-b.
+
+    description: dataset.json. The last column is the share of pixels that no window covers.
+    """
+    pixels: dict[str, int] = defaultdict(int)
+    unused: dict[str, int] = defaultdict(int)
+    for region in regions:
+        width, height = on_disk.covered_size(region.rows, region.cols, description)
         pixels[region.city] += region.width * region.height
-        unused[region.city] += region.width * region.height - np.prod(
-            [(n - 1) * stride + size for n in (region.rows, region.cols)]
-        )
+        unused[region.city] += region.width * region.height - width * height
+
+    counts = description["counts"]
+    print(f"\n{'city':<28}{'train':>9}{'val':>9}{'test':>9}{'test_b':>9}   left over")
     for city in description["classes"]:
-        print(
-            f"{printable(city):<28}"
-            + "".join(f"{counts[split][city]:>9}" for split in on_disk.SPLITS)
-            + f"{100 * unused[city] / pixels[city]:>10.1f} %"
-        )
-    print(
-        f"{'all':<28}"
-        + "".join(f"{sum(counts[split].values()):>9}" for split in on_disk.SPLITS)
-        + f"{100 * sum(unused.values()) / sum(pixels.values()):>10.1f} %  of the pixels, at the right and lower edges"
-    )
-    short = [
-        city for city in description["classes"] if counts["test_b"][city] < description["test_b"]
-    ]
+        columns = "".join(f"{counts[split][city]:>9}" for split in on_disk.SPLITS)
+        print(f"{printable(city):<28}{columns}{100 * unused[city] / pixels[city]:>10.1f} %")
+    columns = "".join(f"{sum(counts[split].values()):>9}" for split in on_disk.SPLITS)
+    left_over = 100 * sum(unused.values()) / sum(pixels.values())
+    print(f"{'all':<28}{columns}{left_over:>10.1f} %  of the pixels, at the right and lower edges")
+
+    wanted = description["test_b"]
+    short = [city for city in description["classes"] if counts["test_b"][city] < wanted]
     if short:
+        noun = "city" if len(short) == 1 else "cities"
+        codes = ", ".join(printable(city_code(city)) for city in short)
         print(
-            f"test_b: fewer than {description['test_b']} test patches, so all of them, in {len(short)} "
-            f"{'city' if len(short) == 1 else 'cities'}: {', '.join(printable(city_code(city)) for city in short)}"
+            f"test_b: fewer than {wanted} test patches, so all of them,"
+            f" in {len(short)} {noun}: {codes}"
         )
-    rate = (
-        f"{tiled} rasters in {seconds:.1f} s, {tiled / seconds:.1f} a second"
-        if tiled
-        else "nothing was left to tile"
-    )
-    print(f"patch set: {printable(out)}; {rate}")
+
+
+def speed(rasters: int, seconds: float) -> str:
+    """Say how long it took to tile so many rasters."""
+    if not rasters:
+        return "nothing was left to tile"
+    return f"{rasters} rasters in {seconds:.1f} s, {rasters / seconds:.1f} a second"
 
 
 if __name__ == "__main__":

@@ -1,118 +1,156 @@
 """Measure a checkpoint on patches it has never seen.
 
-    python test_classification.py --checkpoint checkpoints/resnet50/best.pth --data data/patches --split test_b
-    python test_classification.py --checkpoint checkpoints/resnet50/best.pth --images PICTURE [PICTURE ...]
+    python test_classification.py --checkpoint checkpoints/resnet50/best.pth --data data/patches
+    python test_classification.py --checkpoint checkpoints/resnet50/best.pth --images PATH ...
 
 Writes, by default into checkpoints/<run>/<split>/:
-    metrics.json, per_city.csv          figures with 95 % intervals over rasters, see measures.py
+    metrics.json, per_city.csv          accuracy and more, with 95 % intervals over rasters
     predictions.csv                     one row a patch
     confusion_matrix.csv and pictures   in counts and in percent of each true city
     reliability.png                     how often the network is right where it is so sure
-    similarity.csv, .png, nearest.csv   which cities resemble each other, in two views, see similarity.py
-    portraits/                          what makes each city itself, and where it could be another, see portraits.py
-    report.html                         all of it on one page, to be opened in a browser, see report.py
-Diagrams as PDF, too. With --images instead: which cities are these pictures, rasters or folders like? See places.py; into checkpoints/<run>/places/.
+    similarity.csv, .png, nearest.csv   which cities resemble each other, in two views
+    portraits/                          what makes each city itself, and where it could be another
+    report.html                         all of it on one page, to be opened in a browser
+Diagrams as PDF, too. How each is made is told in dl_slicer/results/.
+With --images instead: which cities are these pictures, rasters or folders like?
+Into checkpoints/<run>/places/.
 """
 
+from __future__ import annotations
+
 import time
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from torch.nn.functional import cross_entropy
-
-from dl_slicer import distributed, versions
-from dl_slicer.cli import InputError, Parser, number, printable, run
-from dl_slicer.distributed import RANK
+from dl_slicer import versions
+from dl_slicer.cli import InputError, Parser, printable, run
 from dl_slicer.files import clear_leftovers
 from dl_slicer.machine import keep_memory
-from dl_slicer.model import checkpoints, devices, evaluation
-from dl_slicer.patch_sets import on_disk, reading
-from dl_slicer.report import page as report
-from dl_slicer.results import places, portraits, tables
+from dl_slicer.model import flags
+
+if TYPE_CHECKING:  # names of types alone: torch is imported when the flags have been read
+    import torch
+    from torch import nn
+
+    from dl_slicer.model.checkpoints import Checkpoint
 
 
-def arguments(argv=None):
+def read_flags(argv: Sequence[str] | None = None) -> Namespace:
+    """Read the command line; InputError if it is wrong."""
     parser = Parser(__doc__)
-    parser.add_argument("--checkpoint", required=True, help="best.pth or last.pth of a run")
-    parser.add_argument(
-        "--data", default="data/patches", help="patch set, or a folder in the published layout"
-    )
-    parser.add_argument("--split", default="test_b", choices=on_disk.SPLITS)
-    parser.add_argument(
+    model = parser.add_argument_group("model")
+    flags.add_checkpoint(model)
+    model.add_argument(
         "--tta",
         action="store_true",
-        help="test-time augmentation: the mean over the eight symmetries of each patch; eight times the time",
+        help="test-time augmentation: the mean over the eight symmetries of each patch;"
+        " eight times the time",
     )
-    parser.add_argument(
+    data = parser.add_argument_group("data")
+    flags.add_data(data)
+    flags.add_split(data)
+    data.add_argument(
         "--images",
         nargs="+",
-        default=None,
         metavar="PATH",
         help="pictures, rasters or folders of them, of any place: which cities are they like?",
     )
-    parser.add_argument(
+    machine = parser.add_argument_group("machine")
+    flags.add_device(machine)
+    flags.add_precision(machine)
+    flags.add_workers(machine)
+    results = parser.add_argument_group("results")
+    results.add_argument(
         "--out",
-        default=None,
-        help="folder of the results; default: <split>/ (<split>_tta/, places/) beside the checkpoint",
-    )
-    parser.add_argument(
-        "--amp",
-        default="auto",
-        choices=("auto", "bf16", "off"),
-        help="auto: bf16 where the device is fast at it",
-    )
-    parser.add_argument("--device", default="auto", help="auto: CUDA if there is one, else cpu")
-    parser.add_argument(
-        "--workers",
-        type=number(least=0),
-        default=None,
-        help="processes that read patches; default: none for a patch set, all cores for JPEGs",
+        help="folder of the results;"
+        " default: <split>/ (<split>_tta/, places/) beside the checkpoint",
     )
     return parser.parse_args(argv)
 
 
-def main(argv=None):
-    args = arguments(argv)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure a checkpoint as the flags say, and write what was found."""
+    args = read_flags(argv)
+    # Only now: torch takes seconds to import, and a wrong flag is told at once.
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from dl_slicer import distributed
+    from dl_slicer.model import checkpoints, devices, evaluation
+    from dl_slicer.patch_sets import reading
+    from dl_slicer.report import page
+    from dl_slicer.results import portraits, tables
+
     device = devices.pick_device(distributed.join(args.device))
     dtype = devices.pick_dtype(args.amp, device)
     keep_memory()
     model, checkpoint = checkpoints.load_checkpoint(args.checkpoint)
+    model = model.to(device, memory_format=torch.channels_last)
     if args.images:
         compare_places(args, model, checkpoint, device, dtype)
         return
     patch_set = reading.open_split(args.data, args.split, checkpoint.image_size)
     classes = checkpoints.class_names(checkpoint, patch_set, args.data, args.checkpoint)
-    out = (
-        Path(args.out)
-        if args.out
-        else Path(args.checkpoint).parent / (args.split + "_tta" * args.tta)
-    )
+    out = output_folder(args)
     out.mkdir(parents=True, exist_ok=True)
     clear_leftovers(out)
 
     started = time.time()
-    model = model.to(device, memory_format=torch.channels_last)
-    workers = args.workers if args.workers is not None else patch_set.default_workers
+    workers = patch_set.default_workers if args.workers is None else args.workers
     setup = evaluation.Setup(device, dtype, checkpoint.mean, checkpoint.std, workers)
     logits, features = evaluation.evaluate(model, patch_set, setup, tta=args.tta)
     seconds = time.time() - started
     distributed.leave()
-    if RANK != 0:
+    if distributed.RANK != 0:
         return
-    if not logits.isfinite().all():
-        raise InputError(
-            f"{printable(args.checkpoint)}: computes values that are not finite in {str(dtype).removeprefix('torch.')}"
-            f"{'; try --amp off' if dtype == torch.bfloat16 else ''}"
-        )
-    true, rasters = (
-        patch_set.labels.astype(np.int64),
-        [patch_set.raster(i) for i in range(len(patch_set))],
+    check_finite(logits, dtype, args.checkpoint)
+
+    predictions = tables.collect(patch_set, classes, logits, features)
+    loss = cross_entropy(logits, torch.from_numpy(predictions.true)).item()
+    circumstances = describe_circumstances(args, checkpoint, device, dtype)
+    results = tables.write_results(out, predictions, {"loss": loss} | circumstances)
+    tables.print_results(results)
+    sheets = portraits.write_portraits(out, model, checkpoint, patch_set, logits, results.nearest)
+    report = page.write_report(out, Path(args.checkpoint).parent)
+    print(
+        f"{len(patch_set)} patches of {args.split}, {len(patch_set) / seconds:.0f} a second;"
+        f" results: {out}; portraits of {sheets} cities: {out / 'portraits'}\n"
+        f"the report, to be opened in a browser:\n{report}"
     )
-    figures = {
-        "loss": cross_entropy(logits, torch.from_numpy(true)).item(),
+
+
+def output_folder(args: Namespace) -> Path:
+    """Give the folder of the results: --out, or one beside the checkpoint."""
+    if args.out:
+        return Path(args.out)
+    name = f"{args.split}_tta" if args.tta else args.split
+    return Path(args.checkpoint).parent / ("places" if args.images else name)
+
+
+def check_finite(logits: torch.Tensor, dtype: torch.dtype, checkpoint: str) -> None:
+    """Raise InputError if the network of a checkpoint file gave a value that is not finite."""
+    if logits.isfinite().all():
+        return
+    hint = "; try --amp off" if name_of(dtype) == "bfloat16" else ""
+    raise InputError(
+        f"{printable(checkpoint)}: computes values that are not finite in {name_of(dtype)}{hint}"
+    )
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """Name a precision: float32 or bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
+def describe_circumstances(
+    args: Namespace, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+) -> dict:
+    """Give what metrics.json says of how the test was made."""
+    return {
         "device": str(device),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": name_of(dtype),
         "checkpoint": str(args.checkpoint),
         "epoch": checkpoint.epoch,
         "arch": checkpoint.arch,
@@ -121,44 +159,39 @@ def main(argv=None):
         "tta": args.tta,
         "versions": versions.installed(),
     }
-    names = [patch_set.name(i) for i in range(len(patch_set))]
-    figures, cities, near = tables.write_results(
-        out, classes, names, rasters, true, logits.softmax(1).numpy(), features.numpy(), figures
-    )
-    tables.print_results(figures, cities, near)
-    sheets = portraits.write(out, model, checkpoint, patch_set, logits, near, device)
-    page = report.write(out, Path(args.checkpoint).parent)
-    print(
-        f"{len(true)} patches of {args.split}, {len(true) / seconds:.0f} a second; results: {out}; portraits of {sheets} cities: {out / 'portraits'}\n"
-        f"the report, to be opened in a browser:\n{page}"
-    )
 
 
-def compare_places(args, model, checkpoint, device, dtype):
-    """--images: one process is enough for it."""
+def compare_places(
+    args: Namespace,
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """--images: which cities are these files like? One process is enough for it."""
+    from dl_slicer import distributed
+    from dl_slicer.results import places
+
     distributed.leave()
-    if RANK != 0:
+    if distributed.RANK != 0:
         return
-    if checkpoint.classes is None:
-        try:
-            patch_set = reading.open_split(args.data, args.split, checkpoint.image_size)
-        except InputError as error:
-            raise InputError(
-                f"{printable(args.checkpoint)}: has no class names; give the data set it was trained on as --data, they are taken from there ({error})"
-            ) from None
-        checkpoint.classes = checkpoints.class_names(
-            checkpoint, patch_set, args.data, args.checkpoint
-        )
-    out = Path(args.out) if args.out else Path(args.checkpoint).parent / "places"
-    places.compare(
-        args.images,
-        model.to(device, memory_format=torch.channels_last),
-        checkpoint,
-        checkpoint.classes,
-        device,
-        dtype,
-        out,
-    )
+    classes = checkpoint.classes or classes_of_data(args, checkpoint)
+    places.compare(args.images, model, checkpoint, classes, device, dtype, output_folder(args))
+
+
+def classes_of_data(args: Namespace, checkpoint: Checkpoint) -> list[str]:
+    """Take the names of a checkpoint's classes from the data set; InputError if that fails."""
+    from dl_slicer.model import checkpoints
+    from dl_slicer.patch_sets import reading
+
+    try:
+        patch_set = reading.open_split(args.data, args.split, checkpoint.image_size)
+    except InputError as error:
+        raise InputError(
+            f"{printable(args.checkpoint)}: has no class names; give the data set it was trained on"
+            f" as --data, they are taken from there ({error})"
+        ) from None
+    return checkpoints.class_names(checkpoint, patch_set, args.data, args.checkpoint)
 
 
 if __name__ == "__main__":

@@ -1,317 +1,250 @@
 """Fine-tune a ResNet to tell the city from one patch.
 
-    python train_classification.py --data data/patches --run resnet50 --arch resnet50
-    python train_classification.py --data data/patches --run scratch --arch resnet18 --weights none --epochs 12
-    python train_classification.py --data data/patches --run resnet50 --arch resnet50 --resume
+    python train_classification.py --data data/patches --arch resnet50
+    python train_classification.py --data data/patches --arch resnet50 --resume
+    python train_classification.py --arch resnet18 --weights none --epochs 12 --out checkpoints/new
+    torchrun --nproc_per_node=4 train_classification.py --data data/patches --arch resnet50
 
-The defaults are the published recipe: ImageNet weights, Adam at a constant 1e-3, batches of 128, 100 epochs, random flips,
-classes drawn equally often. --recipe robust sets other defaults, see RECIPES. Writes last.pth, best.pth (by validation accuracy), log.csv, config.json and curves.png.
+The defaults are the published recipe: ImageNet weights, Adam at a constant 1e-3, batches of 128,
+100 epochs, random flips, classes drawn equally often. --recipe robust sets other defaults.
+Writes last.pth, best.pth (by validation accuracy), log.csv, config.json and curves.png.
 """
 
 import argparse
-import os
+import sys
 import time
-import warnings
+from collections.abc import Sequence
+from pathlib import Path
 
-import torch
-from torch.nn.parallel import DistributedDataParallel
-
-from dl_slicer import distributed, versions
-from dl_slicer.cli import InputError, Parser, number, printable, run
-from dl_slicer.distributed import RANK, WORLD
-from dl_slicer.files import clear_leftovers
-from dl_slicer.machine import keep_memory
-from dl_slicer.model import architectures, checkpoints, devices, evaluation, networks
-from dl_slicer.patch_sets import ordering, reading
-from dl_slicer.training import epochs, optimisers, recipes, runs, signals
-from dl_slicer.training.history import write_history
+from dl_slicer import cli
+from dl_slicer.model import architectures, flags
+from dl_slicer.training import recipes, schedules
 
 
-def arguments(argv=None):
-    parser = Parser(__doc__)
-    parser.add_argument(
-        "--data", default="data/patches", help="patch set, or a folder in the published layout"
-    )
-    parser.add_argument(
-        "--run",
-        default=None,
-        help="a name under checkpoints/, or a path; default: the architecture",
-    )
-    parser.add_argument("--arch", default="resnet50", choices=architectures.ARCHITECTURES)
-    parser.add_argument(
-        "--weights",
-        default="imagenet",
-        help="imagenet (IMAGENET1K_V1), imagenet-v2, none, or a file",
-    )
-    parser.add_argument("--epochs", type=number(least=1), default=100)
-    parser.add_argument("--batch-size", type=number(least=1), default=128)
-    parser.add_argument(
-        "--recipe",
-        default="published",
-        choices=recipes.RECIPES,
-        help="the defaults of the flags from --optimizer to --light",
-    )
-    parser.add_argument(
-        "--optimizer", choices=("adam", "adamw", "sgd"), help="sgd: with momentum 0.9"
-    )
-    parser.add_argument(
-        "--lr",
-        type=number(float, above=0, most=100),
-        help="learning rate, the highest one of the schedule",
-    )
-    parser.add_argument("--weight-decay", type=number(float, least=0, most=100))
-    parser.add_argument(
-        "--schedule",
-        choices=("constant", "cosine"),
-        help="cosine: after a linear warm-up, down to 0 at the last epoch",
-    )
-    parser.add_argument(
-        "--average",
-        type=number(float, least=0, most=1000),
-        metavar="EPOCHS",
-        help="the model is the exponential moving average of the weights over about so many epochs; 0: the weights themselves",
-    )
-    parser.add_argument("--label-smoothing", type=number(float, least=0, most=0.9))
-    parser.add_argument(
-        "--flips", action=argparse.BooleanOptionalAction, help="random left-right and up-down flips"
-    )
-    parser.add_argument(
-        "--turns",
-        action=argparse.BooleanOptionalAction,
-        help="random quarter turns: with flips, the eight symmetries of a square",
-    )
-    parser.add_argument(
-        "--light",
-        type=number(float, least=0, most=2),
-        help="strength of random changes of brightness, contrast, colour and haze; 1 is much",
-    )
-    parser.add_argument(
+def read_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the flags; what the user leaves out comes from the recipe. InputError if one is wrong.
+
+    This and what it imports needs no torch, so that a mistyped flag is told at once.
+    """
+    parser = cli.Parser(__doc__)
+    add_data_flags(parser.add_argument_group("data"))
+    add_model_flags(parser.add_argument_group("model"))
+    recipe = parser.add_argument_group("recipe")
+    add_recipe_flags(recipe)
+    add_change_flags(recipe)
+    add_machine_flags(parser.add_argument_group("machine"))
+    add_run_flags(parser.add_argument_group("run"))
+    args = parser.parse_args(argv)
+    for setting, value in recipes.RECIPES[args.recipe].items():
+        if getattr(args, setting) is None:
+            setattr(args, setting, value)
+    if args.out is None:
+        args.out = str(Path("checkpoints", args.arch))
+    return args
+
+
+def add_data_flags(group: flags.FlagGroup) -> None:
+    """Which patches are trained on, and how often each."""
+    flags.add_data(group)
+    group.add_argument(
         "--balanced",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="draw classes equally often",
     )
-    parser.add_argument(
-        "--amp",
-        default="auto",
-        choices=("auto", "bf16", "off"),
-        help="auto: bf16 where the device is fast at it",
+
+
+def add_model_flags(group: flags.FlagGroup) -> None:
+    """Which network, and what it starts from."""
+    group.add_argument(
+        "--arch",
+        default="resnet50",
+        choices=architectures.ARCHITECTURES,
+        help="how deep the ResNet is",
     )
-    parser.add_argument("--compile", action="store_true", help="torch.compile the network")
-    parser.add_argument("--device", default="auto", help="auto: CUDA if there is one, else cpu")
-    parser.add_argument(
-        "--workers",
-        type=number(least=0),
-        default=None,
-        help="processes that read patches; default: none for a patch set, all cores for JPEGs",
+    group.add_argument(
+        "--weights",
+        default="imagenet",
+        help="to start from: imagenet (IMAGENET1K_V1), imagenet-v2, none, or a file",
     )
-    parser.add_argument("--seed", type=number(least=0), default=0)
-    parser.add_argument(
+
+
+def add_recipe_flags(group: flags.FlagGroup) -> None:
+    """How the network is trained."""
+    group.add_argument(
+        "--recipe",
+        default="published",
+        choices=recipes.RECIPES,
+        help="the defaults of the flags from --optimizer to --light",
+    )
+    group.add_argument("--epochs", type=cli.number(least=1), default=100, help="how long to train")
+    group.add_argument(
+        "--batch-size",
+        type=cli.number(least=1),
+        default=128,
+        help="patches a step, of all processes",
+    )
+    group.add_argument(
+        "--optimizer",
+        choices=recipes.OPTIMISERS,
+        help=f"sgd: with momentum 0.9; {recipes.describe_defaults('optimizer')}",
+    )
+    group.add_argument(
+        "--lr",
+        type=cli.number(float, above=0, most=100),
+        help=f"learning rate, the highest one of the schedule; {recipes.describe_defaults('lr')}",
+    )
+    group.add_argument(
+        "--weight-decay",
+        type=cli.number(float, least=0, most=100),
+        help=recipes.describe_defaults("weight_decay"),
+    )
+    group.add_argument(
+        "--schedule",
+        choices=schedules.SCHEDULES,
+        help="of the learning rate; cosine: after a linear warm-up, down to 0 at the last epoch;"
+        f" {recipes.describe_defaults('schedule')}",
+    )
+    group.add_argument(
+        "--average",
+        type=cli.number(float, least=0, most=1000),
+        metavar="EPOCHS",
+        help="the model is the exponential moving average of the weights over about so many"
+        f" epochs; 0: the weights themselves; {recipes.describe_defaults('average')}",
+    )
+    group.add_argument(
+        "--label-smoothing",
+        type=cli.number(float, least=0, most=0.9),
+        help=recipes.describe_defaults("label_smoothing"),
+    )
+
+
+def add_change_flags(group: flags.FlagGroup) -> None:
+    """How patches are changed at random, also a part of the recipe."""
+    group.add_argument(
+        "--flips",
+        action=argparse.BooleanOptionalAction,
+        help=f"random left-right and up-down flips; {recipes.describe_defaults('flips')}",
+    )
+    group.add_argument(
+        "--turns",
+        action=argparse.BooleanOptionalAction,
+        help="random quarter turns: with flips, the eight symmetries of a square;"
+        f" {recipes.describe_defaults('turns')}",
+    )
+    group.add_argument(
+        "--light",
+        type=cli.number(float, least=0, most=2),
+        help="strength of random changes of brightness, contrast, colour and haze; 1 is much;"
+        f" {recipes.describe_defaults('light')}",
+    )
+
+
+def add_machine_flags(group: flags.FlagGroup) -> None:
+    """What it is computed with."""
+    flags.add_device(group)
+    flags.add_precision(group)
+    flags.add_workers(group)
+    group.add_argument("--compile", action="store_true", help="torch.compile the network")
+    group.add_argument(
         "--deterministic",
         action="store_true",
         help="the same numbers in each run on a GPU too, slower; a CPU needs no such flag",
     )
-    parser.add_argument(
+
+
+def add_run_flags(group: flags.FlagGroup) -> None:
+    """Where the run lies, and how it is kept."""
+    group.add_argument("--out", help="folder of the run; default: checkpoints/<arch>")
+    group.add_argument("--run", nargs="?", action=RenamedFlag, help=argparse.SUPPRESS)
+    group.add_argument(
+        "--seed", type=cli.number(least=0), default=0, help="of all that is drawn at random"
+    )
+    group.add_argument("--resume", action="store_true", help="go on with the run if it has begun")
+    group.add_argument(
         "--save-every",
-        type=number(least=1),
+        type=cli.number(least=1),
         default=None,
         metavar="STEPS",
         help="also save last.pth every so many steps",
     )
-    parser.add_argument("--resume", action="store_true", help="go on with the run if it has begun")
-    args = parser.parse_args(argv)
-    for key, value in recipes.RECIPES[args.recipe].items():
-        if getattr(args, key) is None:
-            setattr(args, key, value)
-    return args
 
 
-def main(argv=None):
-    args = arguments(argv)
-    device = devices.pick_device(distributed.join(args.device))
-    dtype = devices.pick_dtype(args.amp, device)
-    keep_memory()
-    if args.batch_size % WORLD:
-        raise InputError(
-            f"--batch-size {args.batch_size}: is shared by {WORLD} processes, so it must be a multiple of {WORLD}"
-        )
-    if args.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = not args.deterministic
-    say = print if RANK == 0 else lambda *args, **kwargs: None
+class RenamedFlag(argparse.Action):
+    """--run of versions before 2: a name under checkpoints/, or a path."""
 
-    train, val = reading.open_split(args.data, "train"), reading.open_split(args.data, "val")
-    checkpoints.check_classes(val, train.classes, f"{args.data}/val", f"{args.data}/train")
+    def __init__(self, **options):
+        super().__init__(**options, default=argparse.SUPPRESS)
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | None,
+        option_string: str | None = None,
+    ):
+        """End with a line that names the new flag."""
+        parser.error("--run is now --out, a path: --out checkpoints/NAME instead of --run NAME")
+
+
+def without_resume(argv: Sequence[str]) -> list[str]:
+    """Give the flags as typed, but for --resume, which argparse takes shortened to --res, too."""
+    is_resume = [word.startswith("--res") and "--resume".startswith(word) for word in argv]
+    return [word for word, skip in zip(argv, is_resume, strict=True) if not skip]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train: open the data, begin or resume the run, for each epoch train, validate, save."""
+    args = read_flags(argv)
+    # Here, since torch takes seconds to import, and a mistyped flag is told before.
+    from dl_slicer import distributed
+    from dl_slicer.model import evaluation
+    from dl_slicer.patch_sets import ordering
+    from dl_slicer.training import epochs, history, preparing, runs, signals
+
+    device, dtype = preparing.prepare_device(args)
+    train, val = preparing.open_data(args.data)
     workers = args.workers if args.workers is not None else train.default_workers
-    folder = runs.run_folder(args.run or args.arch)
-    # What a resumed run must share with the one it goes on with, else its result would be neither's.
-    fixed = {
-        key: getattr(args, key)
-        for key in (
-            "arch",
-            "weights",
-            "batch_size",
-            "balanced",
-            "seed",
-            *recipes.RECIPES["published"],
-        )
-    }
-    if args.schedule != "constant":
-        fixed["epochs"] = args.epochs
-    fixed |= {
-        "dtype": str(dtype).removeprefix("torch."),
-        "data_set": {
-            "classes": list(train.classes),
-            "patch_size": train.patch_size,
-            "stride": train.stride,
-            "image_size": train.image_size,
-            "train": len(train),
-            "val": len(val),
-        },
-    }
-    settings = {key: value for key, value in vars(args).items() if key != "resume"} | fixed
-
-    # The run so far, or a new one.
-    begun = runs.resume(folder, args, fixed)
-    torch.manual_seed(args.seed)
-    model = checkpoints.initial_network(args.arch, len(train.classes), "none" if begun else args.weights)
-    if begun:
-        networks.load_state(model, begun.weights or begun.model, printable(folder / "last.pth"))
-    model = model.to(device, memory_format=torch.channels_last)
-    optimizer = optimisers.make_optimizer(args, model)
-    steps = len(train) // min(args.batch_size, len(train))  # of an epoch
-    average = optimisers.moving_average(model, args.average * steps) if args.average else None
-    if begun and average:
-        networks.load_state(average.module, begun.model, printable(folder / "last.pth"))
-        average.n_averaged.fill_(begun.epoch * steps + begun.step)
-    trained = average.module if average else model  # what is evaluated, saved, and the result
-    epoch, step, history, best, sums = 0, 0, [], None, [0.0, 0.0, 0]
-    if begun:
-        optimizer.load_state_dict(begun.optimizer)
-        torch.set_rng_state(begun.rng)
-        epoch, step = begun.epoch, begun.step
-        history, best, sums = (begun.metrics[key] for key in ("history", "best", "sums"))
-        say(f"{folder}: going on at epoch {epoch + 1}, step {step + 1}")
+    setup = evaluation.Setup(device, dtype, workers=workers)
+    run = runs.begin_or_resume(args, train, val, device, dtype)
     stop = signals.catch_signals()
-    if RANK == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        clear_leftovers(folder)
-        runs.write_config(folder, settings, device)
-        write_history(folder, history)
-    network = model
-    if WORLD > 1:
-        # Each process normalises its share of a batch by that share's own statistics, as usual; the running averages are put
-        # together when the model is saved or evaluated, so they need not be sent at every step.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # the flag is being renamed
-            network = DistributedDataParallel(
-                network, [device] if device.type == "cuda" else None, broadcast_buffers=False
-            )
-    if args.compile:
-        network = torch.compile(network)
-    say(
-        f"{args.arch} on {device}{f' and {WORLD - 1} more' if WORLD > 1 else ''} in {fixed['dtype']}; "
-        f"{len(train)} train and {len(val)} val patches of {len(train.classes)} cities",
-        flush=True,
-    )
-
-    def average_batch_norms():
-        for network in dict.fromkeys((model, trained)):  # in the same order in all processes
-            distributed.average_batch_norm(network)
-
-    def save(names, epoch, step, sums):
-        average_batch_norms()
-        sums = [*distributed.total(torch.tensor(sums[:2], dtype=torch.float64)).tolist(), sums[2]]
-        if RANK == 0:
-            checkpoint = checkpoints.Checkpoint(
-                model=trained.state_dict(),
-                weights=model.state_dict() if average else None,
-                arch=args.arch,
-                classes=list(train.classes),
-                mean=list(networks.MEAN),
-                std=list(networks.STD),
-                image_size=train.image_size,
-                patch_size=train.patch_size,
-                stride=train.stride,
-                epoch=epoch,
-                step=step,
-                metrics={"history": history, "best": best, "sums": sums},
-                optimizer=optimizer.state_dict(),
-                rng=torch.get_rng_state(),
-                args=settings,
-                versions=versions.installed(),
-            )
-            for name in names:
-                checkpoints.save_checkpoint(folder / name, checkpoint)
+    runs.start_writing(run, without_resume(sys.argv[1:] if argv is None else argv), device)
+    network = preparing.trainable(run.model, device, args.compile)
+    distributed.print_once(preparing.describe(args, setup, train, val))
 
     started = time.time()
-    for epoch in range(epoch, args.epochs):
-        step, sums = epochs.train_epoch(
-            network,
-            optimizer,
-            average,
-            train,
-            ordering.epoch_order(train.labels, args.batch_size, args.seed, epoch, args.balanced),
-            epoch,
-            step,
-            sums,
-            args,
-            device,
-            dtype,
-            workers,
-            stop,
-            save,
+    while run.epoch < args.epochs:
+        order = ordering.epoch_order(
+            train.labels, args.batch_size, args.seed, run.epoch, args.balanced
         )
-        average_batch_norms()
-        scores = (
-            None
-            if step < steps
-            else evaluation.score(
-                trained,
-                val,
-                evaluation.Setup(device, dtype, workers=workers),
-                desc="validation",
-                stop=stop,
-            )
-        )
-        if scores is None:
-            save(["last.pth"], epoch, step, sums)
-            say(
-                f"stopped in epoch {epoch + 1} after step {step} of {steps}; the same command with --resume goes on there"
+        epochs.train_epoch(run, network, train, order, setup, stop)
+        scores = None
+        if run.step == len(order):
+            scores = evaluation.score(run.result, val, setup, "validation", stop)
+        if scores is None:  # a signal has come
+            run.save("last.pth")
+            distributed.print_once(
+                f"stopped in epoch {run.epoch + 1} after step {run.step} of {len(order)};"
+                " the same command with --resume goes on there"
             )
             distributed.leave()
             raise SystemExit(1)
-        loss_sum, correct = distributed.total(torch.tensor(sums[:2], dtype=torch.float64)).tolist()
-        val_loss, val_accuracy = scores.numpy().mean(0, dtype=float).tolist()
-        row = {
-            "epoch": epoch + 1,
-            "lr": optimizer.param_groups[0]["lr"],
-            "train_loss": loss_sum / sums[2],
-            "train_accuracy": correct / sums[2],
-            "val_loss": val_loss,
-            "val_accuracy": val_accuracy,
-        }
-        history.append(row)
-        step, sums = 0, [0.0, 0.0, 0]
-        improved = best is None or row["val_accuracy"] > best["val_accuracy"]
-        if improved:
-            best = {"epoch": epoch + 1, "val_accuracy": row["val_accuracy"]}
+        is_best = run.finish_epoch(scores)
         # best.pth first: a run killed in between repeats the epoch and comes to the same best.pth.
-        save(["best.pth", "last.pth"] if improved else ["last.pth"], epoch + 1, step, sums)
-        if RANK == 0:
-            write_history(folder, history)
-        say(
-            f"epoch {epoch + 1:>3}/{args.epochs}  train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.4f}  "
-            f"val loss {row['val_loss']:.4f} accuracy {row['val_accuracy']:.4f}{'  best' if improved else ''}",
-            flush=True,
-        )
-    say(
-        f"{folder}: best.pth is epoch {best['epoch']} (val accuracy {best['val_accuracy']:.4f}); also last.pth, log.csv, curves.png, "
-        f"config.json; {time.time() - started:.0f} s"
+        if is_best:
+            run.save("best.pth", "last.pth")
+        else:
+            run.save("last.pth")
+        if distributed.RANK == 0:
+            history.write_history(run.folder, run.history)
+        distributed.print_once(history.describe(run.history[-1], args.epochs, is_best))
+    distributed.print_once(
+        f"{run.folder}: best.pth is epoch {run.best['epoch']}"
+        f" (val accuracy {run.best['val_accuracy']:.4f});"
+        f" also last.pth, log.csv, curves.png, config.json; {time.time() - started:.0f} s"
     )
     distributed.leave()
 
 
 if __name__ == "__main__":
-    run(main)
+    cli.run(main)

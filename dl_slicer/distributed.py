@@ -29,6 +29,12 @@ def join(device: str) -> str:
     return device
 
 
+def print_once(line: str) -> None:
+    """Print a line at once, by one process for all."""
+    if RANK == 0:
+        print(line, flush=True)
+
+
 def leave() -> None:
     """Leave the group when all have come so far.
 

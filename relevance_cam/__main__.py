@@ -1,91 +1,107 @@
-"""Draw what in a patch, or in a whole raster, makes it that city.
+r"""Draw what in a patch, or in a whole raster, makes it that city.
 
-    python -m relevance_cam --checkpoint checkpoints/resnet50/best.pth --data data/patches --split test_b --per-city 10
-    python -m relevance_cam --checkpoint checkpoints/resnet50/best.pth --methods relevance-cam grad-cam grad-cam++ score-cam
-    python -m relevance_cam --checkpoint checkpoints/resnet50/best.pth --raster picture.jpg --target "Almaty (ALA)"
+    python -m relevance_cam --checkpoint checkpoints/resnet50/best.pth --data data/patches \
+        --split test_b --per-city 10
+    python -m relevance_cam --checkpoint checkpoints/resnet50/best.pth \
+        --methods relevance-cam grad-cam grad-cam++ score-cam
+    python -m relevance_cam --checkpoint checkpoints/resnet50/best.pth \
+        --raster picture.jpg --target "Almaty (ALA)"
 
-Writes, by default into checkpoints/<run>/saliency/: a figure for each patch, a contact sheet for each city, patches.csv.
+Writes, by default into checkpoints/<run>/saliency/: a figure for each patch, a contact sheet for
+each city, patches.csv.
 """
 
-import sys
 import time
-from functools import partial
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
-import torch
 
 from dl_slicer import cities
 from dl_slicer.cli import InputError, Parser, number, printable, run
-from dl_slicer.files import atomic, write_rows
-from dl_slicer.model import checkpoints, devices
-from dl_slicer.patch_sets import on_disk, reading
-from dl_slicer.results import saliency
+from dl_slicer.files import write_rows
+from dl_slicer.model import flags
+from dl_slicer.patch_sets import reading
 
-from . import GradCAM, GradCAMPlusPlus, RelevanceCAM, ScoreCAM
-from .resnet import LAYERS, check_layers, check_model
-
-METHODS = {
-    "relevance-cam": RelevanceCAM,
-    "grad-cam": GradCAM,
-    "grad-cam++": GradCAMPlusPlus,
-    "score-cam": partial(ScoreCAM, progress=sys.stderr.isatty()),
-}
+from .names import LAYERS, METHODS
 
 
-def arguments(argv=None):
+def read_flags(argv: Sequence[str] | None = None) -> Namespace:
+    """Read the command line. InputError if it is wrong."""
     parser = Parser(__doc__)
-    parser.add_argument("--checkpoint", required=True, help="best.pth or last.pth of a run")
-    parser.add_argument(
-        "--data", default="data/patches", help="patch set, or a folder in the published layout"
-    )
-    parser.add_argument("--split", default="test_b", choices=on_disk.SPLITS)
-    parser.add_argument(
-        "--raw", default=None, help="folder of the rasters, if it has moved since preprocessing"
-    )
-    parser.add_argument(
+    model = parser.add_argument_group("model")
+    flags.add_checkpoint(model)
+
+    data = parser.add_argument_group("data")
+    flags.add_data(data)
+    flags.add_split(data)
+    data.add_argument("--raw", help="folder of the rasters, if it has moved since preprocessing")
+    data.add_argument(
         "--per-city", type=number(least=1), default=10, help="patches drawn of each city"
     )
-    parser.add_argument("--layers", nargs="+", default=list(LAYERS), help="depths to explain")
-    parser.add_argument(
+    data.add_argument("--seed", type=number(least=0), default=0, help="of the draw of patches")
+    data.add_argument("--raster", metavar="FILE", help="explain a whole raster instead of patches")
+
+    saliency = parser.add_argument_group("saliency")
+    saliency.add_argument(
+        "--layers", nargs="+", default=LAYERS, choices=LAYERS, help="depths to explain"
+    )
+    saliency.add_argument(
         "--methods",
         nargs="+",
         default=["relevance-cam"],
         choices=METHODS,
         help="score-cam is slow by nature",
     )
-    parser.add_argument(
+    saliency.add_argument(
         "--target",
-        default=None,
         metavar="CITY",
         help="explain this city (name or code) instead of the predicted one",
     )
-    parser.add_argument(
-        "--raster", default=None, metavar="FILE", help="explain a whole raster instead of patches"
-    )
-    parser.add_argument("--seed", type=number(least=0), default=0, help="of the draw of patches")
-    parser.add_argument(
+
+    machine = parser.add_argument_group("machine")
+    flags.add_device(machine)
+
+    output = parser.add_argument_group("output")
+    output.add_argument(
         "--quality",
         action="store_true",
         help="also quality.csv: how good the maps are, by method and depth; slow",
     )
-    parser.add_argument("--save-maps", action="store_true", help="also maps.npz with the raw maps")
-    parser.add_argument("--device", default="auto", help="auto: CUDA if there is one, else cpu")
-    parser.add_argument(
-        "--out",
-        default=None,
-        help="folder of the figures; default: saliency/ beside the checkpoint",
+    output.add_argument("--save-maps", action="store_true", help="also maps.npz with the raw maps")
+    output.add_argument(
+        "--out", help="folder of the figures; default: saliency/ beside the checkpoint"
     )
     return parser.parse_args(argv)
 
 
-def main(argv=None):
-    args = arguments(argv)
+def count_methods(count: int) -> str:
+    """Give a number of methods in words."""
+    return "1 method" if count == 1 else f"{count} methods"
+
+
+def describe_outputs(args: Namespace, out: Path) -> str:
+    """Say which files have been written."""
+    words = [f"figures: {out}/<city>/", f"contact sheets: {out}/<city>.jpg", "patches.csv"]
+    if args.save_maps:
+        words.append("maps.npz")
+    if args.quality:
+        words.append("quality.csv")
+    return ", ".join(words)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Explain patches or a raster, and write the figures and tables."""
+    args = read_flags(argv)
+    # Not above: torch takes seconds to import, and a wrong flag is to be told at once.
+    import torch
+
+    from dl_slicer.model import checkpoints, devices
+    from dl_slicer.results import saliency
+
+    from .resnet import check_layers, check_model
+
     device = devices.pick_device(args.device)
-    try:
-        layers = check_layers(args.layers)
-    except ValueError as error:
-        raise InputError(f"--layers: {error}") from None
+    layers = check_layers(args.layers)
     model, checkpoint = checkpoints.load_checkpoint(args.checkpoint)
     try:
         check_model(model)
@@ -99,41 +115,32 @@ def main(argv=None):
             checkpoint, patch_set, args.data, args.checkpoint
         )
     target = None if args.target is None else cities.find(args.target, checkpoint.classes)
-    methods = {name: METHODS[name](model, layers) for name in dict.fromkeys(args.methods)}
+    method_classes = saliency.load_methods(args.methods)
+    methods = {name: method(model, layers) for name, method in method_classes.items()}
     out = Path(args.out) if args.out else Path(args.checkpoint).parent / "saliency"
     if args.raster is not None:
-        saliency.explain_raster(args, checkpoint, methods, target, device, out)
+        saliency.explain_raster(
+            Path(args.raster), methods, checkpoint, target, device, out, args.save_maps
+        )
         return
 
     started = time.time()
     chosen = saliency.pick_patches(patch_set, args.per_city, args.seed)
-    maps, logits = saliency.explain(methods, patch_set, chosen, checkpoint, target, device)
-    rows = saliency.draw_figures(out, patch_set, chosen, maps, logits, target, args.raw)
+    explanations = saliency.explain(methods, patch_set, chosen, checkpoint, target, device)
+    rows = saliency.write_figures(out, explanations, args.raw)
     write_rows(out / "patches.csv", rows[0], (row.values() for row in rows))
     if args.save_maps:
-        with atomic(out / "maps.npz") as file:
-            arrays = {
-                f"{name}/{layer}": values.numpy()
-                for name, by_layer in maps.items()
-                for layer, values in by_layer.items()
-            }
-            np.savez_compressed(
-                file,
-                patch=[row["patch"] for row in rows],
-                logits=logits.numpy(),
-                classes=patch_set.classes,
-                **arrays,
-            )
+        saliency.write_maps(out / "maps.npz", explanations)
     if args.quality:
         saliency.write_quality(
-            out, args.methods, model, patch_set, chosen, checkpoint, target, layers, device
+            out / "quality.csv", model, method_classes, explanations, checkpoint, layers, device
         )
+    seconds = time.time() - started
     print(
-        f"{len(chosen)} patches of {len(patch_set.classes)} cities, {len(methods)} {'method' if len(methods) == 1 else 'methods'}, "
-        f"{', '.join(layers)}: {time.time() - started:.0f} s\nfigures: {out}/<city>/, contact sheets: {out}/<city>.jpg, patches.csv"
-        + (", maps.npz" if args.save_maps else "")
-        + (", quality.csv" if args.quality else "")
+        f"{len(chosen)} patches of {len(patch_set.classes)} cities, {count_methods(len(methods))},"
+        f" {', '.join(layers)}: {seconds:.0f} s"
     )
+    print(describe_outputs(args, out))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over a pipe in its DevTools protocol: no other package is needed. Used by test_report.py."""
+"""A headless Chromium, driven over a pipe in its DevTools protocol: no other package is needed."""
 
 import base64
 import fcntl
@@ -9,85 +9,107 @@ import shutil
 import subprocess
 import time
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--no-first-run",
+    "--hide-scrollbars",
+    "--remote-debugging-pipe",
 )
+ANSWER_SECONDS = 90
+LOAD_SECONDS = 60
+PHONE_WIDTH = 600  # below it a page is shown as on a phone
+
+MIDDLE_OF = """(() => {
+  const element = document.querySelector(SELECTOR);
+  element.scrollIntoView({block: 'center', behavior: 'instant'});
+  const box = element.getBoundingClientRect();
+  return [box.x + box.width / 2, box.y + box.height / 2];
+})()"""
 
 
 class Page:
-    """with Page(folder) as page: page.open(url, width); page.run(javascript); page.events holds what the browser reported."""
+    """A page in a browser of its own, with its profile in a folder.
+
+    with Page(folder) as page: page.open(url, width); page.run(javascript).
+    page.events holds what the browser reported since the page was opened.
+    """
 
     def __init__(self, folder):
-        # Chromium reads commands from file descriptor 3 and answers on 4, each message ended by a zero byte.
-        ours, theirs = os.pipe(), os.pipe()
-        read, write = (fcntl.fcntl(fd, fcntl.F_DUPFD, 20) for fd in (ours[0], theirs[1]))
-        os.close(ours[0]), os.close(theirs[1])
-        self.to, self.back, self.rest, self.number, self.events = ours[1], theirs[0], b"", 0, []
+        self.unfinished = b""  # the beginning of a message whose end has not come yet
+        self.number = 0
+        self.events = []
+        # Chromium reads commands from file descriptor 3 and answers on 4, each message ended by a
+        # zero byte. Numbers from 20 on cannot be 3 or 4 themselves, so the shell can move them.
+        command_end, self.commands = os.pipe()
+        self.answers, answer_end = os.pipe()
+        read = fcntl.fcntl(command_end, fcntl.F_DUPFD, 20)
+        write = fcntl.fcntl(answer_end, fcntl.F_DUPFD, 20)
+        os.close(command_end)
+        os.close(answer_end)
+        shell = ["bash", "-c", f'exec "$@" 3<&{read} 4>&{write}', "bash"]
         self.process = subprocess.Popen(
-            [
-                "bash",
-                "-c",
-                f'exec "$@" 3<&{read} 4>&{write}',
-                "bash",
-                CHROMIUM,
-                "--headless",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--disable-dev-shm-usage",
-                "--disable-background-networking",
-                "--no-first-run",
-                "--hide-scrollbars",
-                f"--user-data-dir={folder}",
-                "--remote-debugging-pipe",
-                "about:blank",
-            ],
+            [*shell, CHROMIUM, *FLAGS, f"--user-data-dir={folder}", "about:blank"],
             pass_fds=(read, write),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        os.close(read), os.close(write)
+        os.close(read)
+        os.close(write)
 
     def __enter__(self):
-        target = next(
-            one
-            for one in self._call("Target.getTargets", session=None)["targetInfos"]
-            if one["type"] == "page"
-        )
+        targets = self._call("Target.getTargets", in_session=False)["targetInfos"]
+        target = next(target for target in targets if target["type"] == "page")
         self.session = self._call(
-            "Target.attachToTarget", session=None, targetId=target["targetId"], flatten=True
+            "Target.attachToTarget", in_session=False, targetId=target["targetId"], flatten=True
         )["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self._call(f"{domain}.enable")
         return self
 
     def __exit__(self, *error):
-        os.close(self.to)  # Chromium ends when its pipe does
+        os.close(self.commands)  # Chromium ends when its pipe does
         try:
             self.process.wait(20)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        os.close(self.back)
+        os.close(self.answers)
 
     def _messages(self, seconds):
-        ready, _, _ = select.select([self.back], [], [], seconds)
+        """What has come within some seconds."""
+        ready, _, _ = select.select([self.answers], [], [], seconds)
         if not ready:
             return []
-        found = os.read(self.back, 1 << 20)
+        found = os.read(self.answers, 1 << 20)
         if not found:
             raise RuntimeError("Chromium has ended")
-        *whole, self.rest = (self.rest + found).split(b"\0")
-        return [json.loads(message) for message in whole]
+        *messages, self.unfinished = (self.unfinished + found).split(b"\0")
+        return [json.loads(message) for message in messages]
 
-    def _call(self, method, session="own", **params):
+    def _call(self, method, in_session=True, **params):
+        """The browser's answer to a command; what it reports meanwhile goes to events."""
         self.number += 1
-        message = {"id": self.number, "method": method, "params": params} | (
-            {"sessionId": self.session} if session else {}
-        )
-        data, until, answer = json.dumps(message).encode() + b"\0", time.time() + 90, None
+        command = {"id": self.number, "method": method, "params": params}
+        if in_session:
+            command["sessionId"] = self.session
+        data = json.dumps(command).encode() + b"\0"
         while data:
-            data = data[os.write(self.to, data) :]
+            data = data[os.write(self.commands, data) :]
+        answer = self._answer(method)
+        if "error" in answer:
+            raise RuntimeError(f"{method}: {answer['error']}")
+        return answer["result"]
+
+    def _answer(self, method):
+        until = time.time() + ANSWER_SECONDS
+        answer = None
         while answer is None:
             if time.time() > until:
                 raise TimeoutError(f"Chromium does not answer {method}")
@@ -96,25 +118,22 @@ class Page:
                     answer = message
                 elif "method" in message:
                     self.events.append(message)
-        if "error" in answer:
-            raise RuntimeError(f"{method}: {answer['error']}")
-        return answer["result"]
+        return answer
 
     def open(self, url, width=1440, dark=False):
+        """Go to an address and wait until it is loaded."""
         self._call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
             height=900,
             deviceScaleFactor=1,
-            mobile=width < 600,
+            mobile=width < PHONE_WIDTH,
         )
-        self._call(
-            "Emulation.setEmulatedMedia",
-            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
-        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self._call("Emulation.setEmulatedMedia", features=[scheme])
         self.events.clear()
         self._call("Page.navigate", url=url)
-        until = time.time() + 60
+        until = time.time() + LOAD_SECONDS
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             if time.time() > until:
                 raise TimeoutError(f"Chromium does not load {url}")
@@ -130,26 +149,26 @@ class Page:
         return result["result"].get("value")
 
     def press(self, key, code):
+        """Press and release a key of the keyboard."""
         for kind in ("keyDown", "keyUp"):
+            text = {"text": "\r"} if key == "Enter" and kind == "keyDown" else {}
             self._call(
                 "Input.dispatchKeyEvent",
                 type=kind,
                 key=key,
                 code=key,
                 windowsVirtualKeyCode=code,
-                **({"text": "\r"} if key == "Enter" and kind == "keyDown" else {}),
+                **text,
             )
 
     def click(self, selector):
         """A real click in the middle of the first element that matches."""
-        x, y = self.run(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center', behavior: 'instant'}}); "
-            "const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; })()"
-        )
+        x, y = self.run(MIDDLE_OF.replace("SELECTOR", json.dumps(selector)))
         for kind in ("mousePressed", "mouseReleased"):
             self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def requests(self):
+        """The addresses of all that was asked for."""
         return [
             event["params"]["request"]["url"]
             for event in self.events
@@ -158,22 +177,13 @@ class Page:
 
     def complaints(self):
         """Uncaught errors, and whatever came to the console."""
-        return [
-            event["params"]
-            for event in self.events
-            if event["method"]
-            in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
-        ]
+        kinds = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
+        return [event["params"] for event in self.events if event["method"] in kinds]
 
     def picture(self, file, most=16000):
-        """The whole page as PNG."""
+        """Write the whole page as PNG, of at most so many pixels in height."""
         size = self._call("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {
-            "x": 0,
-            "y": 0,
-            "width": size["width"],
-            "height": min(most, size["height"]),
-            "scale": 1,
-        }
+        height = min(most, size["height"])
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": height, "scale": 1}
         data = self._call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)["data"]
         file.write_bytes(base64.b64decode(data))

@@ -1,40 +1,34 @@
-"""What several tests need: pictures made by a program, folders of them, and preprocessing that takes milliseconds."""
+"""What several tests need: pictures made by a program, folders of them, small patch sets, a run."""
 
 import signal
-import sys
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import preprocessing
+from dl_slicer.patch_sets import tiling
+
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
 
-import preprocessing  # noqa: E402
-from dl_slicer.patch_sets import tiling  # noqa: E402
 
-SMALL = [
-    "--patch-size",
-    "48",
-    "--stride",
-    "24",
-    "--image-size",
-    "28",
-    "--test-b",
-    "5",
-    "--workers",
-    "1",
-]
+def as_flags(values):
+    return [str(part) for flag in values.items() for part in flag]
+
+
+# Flags of preprocessing.py for patches that take milliseconds.
+SIZES = {"--patch-size": 48, "--stride": 24, "--image-size": 28, "--test-b": 5, "--workers": 1}
+SMALL = as_flags(SIZES)
 
 
 def picture(width, height, seed=0):
     """A picture with the contrasts of a photograph: smooth shapes, edges and a little noise."""
     rng = np.random.default_rng([seed, width, height])
-    shapes = Image.fromarray(
-        rng.integers(0, 256, (height // 24 + 2, width // 24 + 2, 3), dtype=np.uint8)
-    )
+    coarse = (height // 24 + 2, width // 24 + 2, 3)
+    shapes = Image.fromarray(rng.integers(0, 256, coarse, dtype=np.uint8))
     noise = rng.integers(-6, 7, (height, width, 1), dtype=np.int16)
     pixels = np.asarray(shapes.resize((width, height), Image.Resampling.BICUBIC), np.int16) + noise
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
@@ -75,7 +69,10 @@ class Inline(Executor):
 
 @pytest.fixture
 def preprocess(monkeypatch, tmp_path):
-    """preprocessing.py --raw <tmp>/raw --out <tmp>/out in this process, with small patches and the flags that are given."""
+    """preprocessing.py --raw <tmp>/raw --out <tmp>/out in this process.
+
+    With small patches, and the flags that are given.
+    """
 
     def call(*flags, raw=tmp_path / "raw", out=tmp_path / "out"):
         monkeypatch.setattr(tiling, "ProcessPoolExecutor", Inline)
@@ -87,7 +84,10 @@ def preprocess(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    """A patch set of three easy cities: 162 train, 36 val and 36 test patches of 32 x 32 pixels each."""
+    """A patch set of three easy cities, of patches of 32 x 32 pixels.
+
+    162 train, 36 val and 36 test patches in each city.
+    """
     root = tmp_path_factory.mktemp("training")
     rng = np.random.default_rng(0)
     for number, city in enumerate(("Aa (AAA)", "Bb (BBB)", "Cc (CCC)")):
@@ -97,33 +97,18 @@ def data(tmp_path_factory):
             folder = root / "raw" / city / f"site{site}"
             folder.mkdir(parents=True)
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / "2020.png")
-    preprocessing.main(
-        [
-            "--raw",
-            f"{root}/raw",
-            "--out",
-            f"{root}/patches",
-            "--patch-size",
-            "48",
-            "--stride",
-            "24",
-            "--image-size",
-            "32",
-            "--workers",
-            "1",
-            "--test-b",
-            "20",
-        ]
-    )
+    folders = {"--raw": root / "raw", "--out": root / "patches"}
+    preprocessing.main(as_flags({**folders, **SIZES, "--image-size": 32, "--test-b": 20}))
     return root / "patches"
 
 
-def flags(data, run, *more):
+def flags(data, out, *more):
+    """Flags of train_classification.py for two epochs of a ResNet-18 from scratch."""
     return [
         "--data",
         str(data),
-        "--run",
-        str(run),
+        "--out",
+        str(out),
         "--arch",
         "resnet18",
         "--weights",
@@ -136,14 +121,29 @@ def flags(data, run, *more):
     ]
 
 
+@contextmanager
+def signal_handlers_kept():
+    """Training catches SIGTERM and SIGINT; afterwards they are again what they were."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def default_signals():
+    with signal_handlers_kept():
+        yield
+
+
 @pytest.fixture(scope="session")
 def finished(data, tmp_path_factory):
     """A run of two epochs that nothing disturbed."""
     import train_classification  # not above: torch takes seconds, and most tests need none
 
-    run = tmp_path_factory.mktemp("runs") / "whole"
-    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
-    train_classification.main(flags(data, run))
-    for number, handler in handlers:
-        signal.signal(number, handler)
-    return run
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    with signal_handlers_kept():
+        train_classification.main(flags(data, out))
+    return out

@@ -57,8 +57,8 @@ class RefuseFloat64(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        # torch.tensor() makes a tensor of numbers on the CPU; the other guard below sees whether
-        # it is meant for the device.
+        # torch.tensor() makes a tensor of numbers on the CPU; RefuseFloat64OnNamedDevice sees
+        # whether it is meant for the device.
         is_of_numbers = function is torch.ops.aten.lift_fresh.default
         inputs = [] if is_of_numbers else tensors(args, kwargs)
         # A device does not compute with the CPU's tensors: if one has left, all have.

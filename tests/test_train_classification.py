@@ -1,4 +1,4 @@
-"""Training, evaluation and what they write, on a tiny patch set with the real networks."""
+"""Training through its command line, on a tiny patch set with the real networks."""
 
 import csv
 import json
@@ -15,111 +15,41 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torchvision
 from conftest import flags
 from PIL import Image
-from torchvision.transforms import functional
+from torch.distributed.run import get_args_parser
+from training_runs import assert_same, load
 
 import test_classification
 import train_classification
 from dl_slicer.cli import InputError, run
-from dl_slicer.model import checkpoints, evaluation, networks
-from dl_slicer.patch_sets import ordering, reading, transforms
+from dl_slicer.model import evaluation
+from dl_slicer.training import epochs
 
 ROOT = Path(__file__).parent.parent
-# Children are forked from a server that has imported torch but computed nothing: they start in milliseconds, and safely.
+# Children are forked from a server that has imported torch but computed nothing: they start in
+# milliseconds, and safely.
 os.environ["PYTHONPATH"] = str(ROOT)
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["train_classification"])
+FORKS.set_forkserver_preload(["dl_slicer.training.epochs", "dl_slicer.training.preparing"])
 
 
-@pytest.fixture(autouse=True)
-def default_signals():
-    before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
-    yield
-    for s, handler in zip((signal.SIGTERM, signal.SIGINT), before):
-        signal.signal(s, handler)
+def read_rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
 
 
-def load(path):
-    return torch.load(path, weights_only=True)
-
-
-def assert_same(one, other):
-    """Two runs: same log, same checkpoints to the bit (but for the flags that say how often to save)."""
-    assert (one / "log.csv").read_text() == (other / "log.csv").read_text()
-    for name in ("best.pth", "last.pth"):
-        a, b = load(one / name), load(other / name)
-        a["args"], b["args"] = (
-            {k: v for k, v in x["args"].items() if k not in ("run", "save_every", "epochs")}
-            for x in (a, b)
-        )
-        assert bits(a) == bits(b)
-
-
-def bits(value):
-    if isinstance(value, torch.Tensor):
-        return value.dtype, value.shape, value.numpy().tobytes()
-    if isinstance(value, dict):
-        return {key: bits(item) for key, item in value.items()}
-    return [bits(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-# ------------------------------------------------------------------------------------------------------------------ order, flips
-
-
-def test_order_is_balanced_without_replacement_and_a_pure_function():
-    labels = np.repeat([0, 1, 2], [10, 100, 190])
-    order = ordering.epoch_order(labels, 20, seed=3, epoch=5)
-    assert order.shape == (15, 20)
-    assert np.array_equal(order, ordering.epoch_order(labels, 20, 3, 5))
-    assert not np.array_equal(order, ordering.epoch_order(labels, 20, 3, 6))
-    assert not np.array_equal(order, ordering.epoch_order(labels, 20, 4, 5))
-    assert np.bincount(labels[order.ravel()]).tolist() == [100, 100, 100]
-    times = np.bincount(order.ravel(), minlength=300)
-    assert set(times[:10]) == {10} and set(times[10:110]) == {1} and set(times[110:]) == {0, 1}
-
-
-def test_unbalanced_order_has_every_patch_once():
-    order = ordering.epoch_order(np.zeros(103, int), 10, 0, 0, balanced=False)
-    assert order.shape == (10, 10) and len(np.unique(order)) == 100
-
-
-def test_batch_larger_than_the_set_is_the_set():
-    assert ordering.epoch_order(np.array([0, 1, 1]), 128, 0, 0).shape == (1, 3)
-
-
-def test_flips_are_a_pure_function_and_half_of_all():
-    drawn = np.stack([ordering.draw_flips(64, 1, 2, step) for step in range(200)])
-    assert np.array_equal(drawn[7], ordering.draw_flips(64, 1, 2, 7)) and not np.array_equal(
-        drawn[7], drawn[8]
-    )
-    assert abs(drawn.mean((0, 2)) - 0.5).max() < 0.02
-    assert abs(np.corrcoef(drawn[:, 0].ravel(), drawn[:, 1].ravel())[0, 1]) < 0.03
-
-
-def test_normalise_equals_torchvision():
-    images = np.random.default_rng(0).integers(0, 256, (4, 20, 24, 3), dtype=np.uint8)
-    flipped = torch.tensor([[0, 1, 0, 1], [0, 0, 1, 1]], dtype=torch.bool)
-    ours = transforms.normalise(torch.from_numpy(images), networks.MEAN, networks.STD, flipped)
-    assert ours.is_contiguous(memory_format=torch.channels_last)
-    for i, image in enumerate(images):
-        image = Image.fromarray(image)
-        image = functional.hflip(image) if flipped[0, i] else image
-        image = functional.vflip(image) if flipped[1, i] else image
-        plain = functional.normalize(functional.to_tensor(image), networks.MEAN, networks.STD)
-        torch.testing.assert_close(ours[i], plain, rtol=0, atol=2e-6)
-
-
-# ------------------------------------------------------------------------------------------------------------------ a whole run
+# ------------------------------------------------------------------------------------ a whole run
 
 
 def test_run_leaves_what_the_design_says(data, finished):
-    rows = list(csv.DictReader(open(finished / "log.csv")))
+    rows = read_rows(finished / "log.csv")
     assert [row["epoch"] for row in rows] == ["1", "2"]
-    best, last = load(finished / "best.pth"), load(finished / "last.pth")
+    best = load(finished / "best.pth")
+    last = load(finished / "last.pth")
     assert best["epoch"] == 1 + np.argmax([float(row["val_accuracy"]) for row in rows])
-    assert last["epoch"] == 2 and last["step"] == 0
+    assert last["epoch"] == 2
+    assert last["step"] == 0
     assert set(last) == {
         "model",
         "weights",
@@ -138,19 +68,29 @@ def test_run_leaves_what_the_design_says(data, finished):
         "args",
         "versions",
     }
-    assert last["classes"] == ["Aa (AAA)", "Bb (BBB)", "Cc (CCC)"] and last["image_size"] == 32
+    assert last["classes"] == ["Aa (AAA)", "Bb (BBB)", "Cc (CCC)"]
+    assert last["image_size"] == 32
     config = json.loads((finished / "config.json").read_text())
-    assert (
-        config["lr"] == 1e-3
-        and config["seed"] == 0
-        and config["versions"]["torch"] == torch.__version__
-    )
+    assert config["lr"] == 1e-3
+    assert config["seed"] == 0
+    assert config["versions"]["torch"] == torch.__version__
+    assert config["out"] == str(finished)
     assert Image.open(finished / "curves.png").size[0] > 800
     assert not list(finished.glob(".*"))
 
 
+def test_config_keeps_the_flags_as_typed(data, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    typed = flags(data, tmp_path / "run", "--lr", "1e-3")
+    for resume in ("--resume", "--res"):
+        train_classification.main([*typed, resume, "--save-every", "2"])
+        config = json.loads((tmp_path / "run" / "config.json").read_text())
+        assert config["given"] == [*typed, "--save-every", "2"]
+    assert "given" not in load(tmp_path / "run" / "last.pth")["args"]
+
+
 def test_published_recipe_is_the_default():
-    args = train_classification.arguments([])
+    args = train_classification.read_flags([])
     assert (
         args.weights,
         args.optimizer,
@@ -176,10 +116,8 @@ def test_same_seed_same_bits_and_another_seed_other_bits(data, finished, tmp_pat
 def test_ties_keep_the_earlier_epoch(data, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "score", lambda model, val, *_, **__: torch.ones(len(val), 2))
     train_classification.main(flags(data, tmp_path / "ties"))
-    assert (
-        load(tmp_path / "ties" / "best.pth")["epoch"] == 1
-        and load(tmp_path / "ties" / "last.pth")["epoch"] == 2
-    )
+    assert load(tmp_path / "ties" / "best.pth")["epoch"] == 1
+    assert load(tmp_path / "ties" / "last.pth")["epoch"] == 2
 
 
 @pytest.mark.parametrize(
@@ -194,75 +132,79 @@ def test_other_recipes_run(data, tmp_path, more):
     assert load(tmp_path / "run" / "last.pth")["epoch"] == 1
 
 
-# ------------------------------------------------------------------------------------------------------------------ going on
+# --------------------------------------------------------------------------------------- going on
 
 
 def child(argv):
     os.chdir(ROOT)
-    sys.stdout = open(os.devnull, "w")
-    run(lambda: train_classification.main(argv))
+    with open(os.devnull, "w") as sys.stdout:
+        run(lambda: train_classification.main(argv))
 
 
-def begin(data, run, *more):
-    """Start or go on with a run in a process of its own; returns it when training is about to begin."""
-    (run / "config.json").unlink(missing_ok=True)
-    process = FORKS.Process(target=child, args=(flags(data, run, "--resume", *more),))
+def begin(data, out, *more):
+    """Start or go on with a run in a process of its own, and give that as training begins."""
+    (out / "config.json").unlink(missing_ok=True)
+    process = FORKS.Process(target=child, args=(flags(data, out, "--resume", *more),))
     process.start()
-    while process.is_alive() and not (run / "config.json").exists():
+    while process.is_alive() and not (out / "config.json").exists():
         time.sleep(0.01)
     return process
 
 
+def saved_at(out):
+    """When last.pth was written; 0 if there is none."""
+    file = out / "last.pth"
+    return file.stat().st_mtime_ns if file.exists() else 0
+
+
 def test_killed_twenty_times(data, finished, tmp_path):
-    """SIGKILL at random moments, gone on with each time: the end is that of the undisturbed run, to the bit."""
-    run, rng, kills, reached = tmp_path / "killed", random.Random(0), 0, set()
+    """SIGKILL at random moments, gone on with each time: the end is that of the undisturbed run."""
+    out = tmp_path / "killed"
+    rng = random.Random(0)
+    kills = 0
+    reached = set()
     while kills < 20:
-        saved = (run / "last.pth").stat().st_mtime_ns if (run / "last.pth").exists() else 0
-        process = begin(data, run, "--save-every", "1")
-        # Every third kill falls anywhere after the start, the others after a step at least, so that a slow machine gets on, too.
-        while (
-            kills % 3
-            and process.is_alive()
-            and not ((run / "last.pth").exists() and (run / "last.pth").stat().st_mtime_ns > saved)
-        ):
+        saved_before = saved_at(out)
+        process = begin(data, out, "--save-every", "1")
+        # Every third kill falls anywhere after the start, the others after a step at least, so
+        # that a slow machine gets on, too.
+        while kills % 3 and process.is_alive() and saved_at(out) <= saved_before:
             time.sleep(0.01)
         process.join(rng.uniform(0, 0.5))
-        if (
-            process.exitcode is not None
-        ):  # ended before the twentieth kill: once more from the start
+        if process.exitcode is not None:  # it ended before the twentieth kill: from the start
             assert process.exitcode == 0
-            shutil.rmtree(run)
+            shutil.rmtree(out)
             continue
         process.kill()
         process.join()
         kills += 1
-        if (run / "last.pth").exists():
-            state = load(run / "last.pth")  # never half a file
+        if saved_at(out):
+            state = load(out / "last.pth")  # never half a file
             reached.add((state["epoch"], state["step"]))
     assert len(reached) > 4  # the kills fell into the work
-    process = begin(data, run)
+    process = begin(data, out)
     process.join()
     assert process.exitcode == 0
-    assert_same(finished, run)
-    assert {path.name for path in run.iterdir()} == {
-        path.name for path in finished.iterdir() if path.is_file()
-    }
+    assert_same(finished, out)
+    expected = {path.name for path in finished.iterdir() if path.is_file()}
+    assert {path.name for path in out.iterdir()} == expected
 
 
 def test_terminated(data, finished, tmp_path):
     """SIGTERM and SIGINT save at the step they fall into."""
-    run, stopped_at = tmp_path / "terminated", []
+    out = tmp_path / "terminated"
+    stopped_at = []
     for number in (signal.SIGTERM, signal.SIGINT):
-        process = begin(data, run)
+        process = begin(data, out)
         time.sleep(0.5)
         os.kill(process.pid, number)
         process.join(30)
         assert process.exitcode == 1
-        state = load(run / "last.pth")
+        state = load(out / "last.pth")
         stopped_at.append((state["epoch"], state["step"]))
     assert (0, 0) < stopped_at[0] < stopped_at[1] < (2, 0)
-    train_classification.main(flags(data, run, "--resume"))
-    assert_same(finished, run)
+    train_classification.main(flags(data, out, "--resume"))
+    assert_same(finished, out)
 
 
 def test_more_epochs_equal_a_longer_run(data, finished, tmp_path):
@@ -288,7 +230,7 @@ def test_a_run_is_not_mixed_with_another(data, finished, more, said):
     assert (finished / "last.pth").stat().st_mtime_ns == before
 
 
-# ------------------------------------------------------------------------------------------------------------------ several processes
+# ------------------------------------------------------------------------------ several processes
 
 
 def torchrun(*command):
@@ -299,7 +241,6 @@ def torchrun(*command):
             "torch.distributed.run",
             "--standalone",
             "--nproc_per_node=2",
-            "--",
             *map(str, command),
         ],
         cwd=ROOT,
@@ -327,15 +268,34 @@ def test_two_processes_test_like_one(data, finished, tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
+FROZEN = """
+import sys
+sys.path.insert(0, ".")
+import torchvision
+import train_classification
+from dl_slicer.cli import run
+
+plain = torchvision.models.get_model
+
+
+def frozen(*args, **options):
+    norm_layer = torchvision.ops.FrozenBatchNorm2d
+    return plain(*args, **options, norm_layer=norm_layer, zero_init_residual=True)
+
+
+torchvision.models.get_model = frozen
+run(train_classification.main)
+"""
+
+
 @pytest.mark.parametrize("average", [[], ["--average", "1"]])
 def test_two_processes_train_like_one(data, tmp_path, average):
-    """The same losses from the same global batches. Batch norm is frozen: its statistics are each process's own."""
+    """The same losses from the same global batches.
+
+    Batch norm is frozen: its statistics are each process's own.
+    """
     script = tmp_path / "frozen.py"
-    script.write_text(
-        "import sys; sys.path.insert(0, '.')\nimport torchvision, train_classification as t\nfrom dl_slicer.cli import run\nplain = torchvision.models.get_model\n"
-        "torchvision.models.get_model = lambda *a, **k: plain(*a, **k, norm_layer=torchvision.ops.FrozenBatchNorm2d, zero_init_residual=True)\n"
-        "run(t.main)\n"
-    )
+    script.write_text(FROZEN)
     more = ["--amp", "off", "--optimizer", "sgd", "--lr", "0.001", *average]
     torchrun(script, *flags(data, tmp_path / "two", *more))
     subprocess.run(
@@ -344,144 +304,29 @@ def test_two_processes_train_like_one(data, tmp_path, average):
         check=True,
         capture_output=True,
     )
-    one, two = (list(csv.DictReader(open(tmp_path / run / "log.csv"))) for run in ("one", "two"))
+    one = read_rows(tmp_path / "one" / "log.csv")
+    two = read_rows(tmp_path / "two" / "log.csv")
     for a, b in zip(one, two, strict=True):
         for key in ("train_loss", "val_loss"):
             assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-4)
     assert float(one[1]["train_loss"]) != float(one[0]["train_loss"])
 
 
-# ------------------------------------------------------------------------------------------------------------------ testing
+def test_torchrun_leaves_every_flag_to_the_script(capsys):
+    """It takes what could be short for a flag of its own, as it took --run, unless after --."""
+    with pytest.raises(SystemExit):
+        train_classification.main(["--help"])
+    words = capsys.readouterr().out.replace("[", " ").replace("]", " ").replace(",", " ").split()
+    ours = sorted(
+        {word for word in words if word.startswith("--")} - {"--help", "--nproc_per_node=4"}
+    )
+    assert "--out" in ours
+    for flag in ours:
+        args = get_args_parser().parse_args(["train_classification.py", flag, "x"])
+        assert args.training_script_args == [flag, "x"]
 
 
-def test_results_of_a_test(data, finished):
-    test_classification.main(
-        ["--checkpoint", str(finished / "best.pth"), "--data", str(data), "--split", "test"]
-    )
-    out = finished / "test"
-    rows = list(csv.DictReader(open(out / "predictions.csv")))
-    figures = json.loads((out / "metrics.json").read_text())
-    assert len(rows) == figures["n"] == 108 and len({row["patch"] for row in rows}) == 108
-    assert figures["accuracy"] == pytest.approx(
-        np.mean([row["true"] == row["predicted"] for row in rows])
-    )
-    assert figures["top5_accuracy"] == 1  # of three cities
-    matrix = np.array(
-        [row[1:] for row in list(csv.reader(open(out / "confusion_matrix.csv")))[1:]], int
-    )
-    assert matrix.sum(1).tolist() == [36, 36, 36] and np.trace(matrix) == round(
-        figures["accuracy"] * 108
-    )
-    cities = list(csv.DictReader(open(out / "per_city.csv")))
-    assert [float(row["recall"]) for row in cities] == pytest.approx(
-        (np.diag(matrix) / 36).tolist()
-    )
-    for name in ("confusion_matrix", "confusion_matrix_percent"):
-        assert (
-            Image.open(out / f"{name}.png").size[0] > 400
-            and (out / f"{name}.pdf").read_bytes()[:4] == b"%PDF"
-        )
-
-
-def test_features_are_what_the_last_layer_sees(data, finished):
-    model, checkpoint = checkpoints.load_checkpoint(finished / "best.pth")
-    patch_set, cpu = reading.open_split(data, "test"), torch.device("cpu")
-    logits, features = evaluation.evaluate(model, patch_set, evaluation.Setup(cpu))
-    assert (
-        features.shape == (108, 512)
-        and features.dtype == torch.float32
-        and not model.fc._forward_pre_hooks
-    )
-    assert torch.equal(logits, evaluation.evaluate(model, patch_set, evaluation.Setup(cpu)).logits)
-    torch.testing.assert_close(model.fc(features), logits)
-
-
-def test_scores_are_those_of_the_logits(data, finished):
-    model, checkpoint = checkpoints.load_checkpoint(finished / "best.pth")
-    patch_set, cpu = reading.open_split(data, "test"), torch.device("cpu")
-    logits, truth = (
-        evaluation.evaluate(model, patch_set, evaluation.Setup(cpu)).logits,
-        torch.from_numpy(patch_set.labels.astype(np.int64)),
-    )
-    loss, right = evaluation.score(model, patch_set, evaluation.Setup(cpu)).T
-    torch.testing.assert_close(
-        loss, torch.nn.functional.cross_entropy(logits, truth, reduction="none")
-    )
-    assert torch.equal(right.bool(), logits.argmax(1) == truth) and 0 < right.mean() < 1
-
-
-def test_tta_is_the_mean_over_the_eight_symmetries(data, finished, tmp_path):
-    model, checkpoint = checkpoints.load_checkpoint(finished / "best.pth")
-    patch_set, cpu = reading.open_split(data, "test_b"), torch.device("cpu")
-    logits, features = evaluation.evaluate(model, patch_set, evaluation.Setup(cpu), tta=True)
-    images = transforms.normalise(
-        torch.from_numpy(patch_set.read(np.arange(len(patch_set)))), networks.MEAN, networks.STD
-    )
-    with torch.inference_mode():
-        views = [
-            model(torch.rot90(view, k, (2, 3))).softmax(1)
-            for view in (images, images.flip(3))
-            for k in range(4)
-        ]
-    torch.testing.assert_close(logits.exp(), torch.stack(views).mean(0), rtol=1e-4, atol=1e-6)
-    assert not torch.allclose(logits.exp(), views[0], atol=1e-3) and features.shape == (60, 512)
-    test_classification.main(
-        [
-            "--checkpoint",
-            str(finished / "best.pth"),
-            "--data",
-            str(data),
-            "--amp",
-            "off",
-            "--tta",
-            "--out",
-            str(tmp_path / "tta"),
-        ]
-    )
-    figures = json.loads((tmp_path / "tta" / "metrics.json").read_text())
-    assert figures["tta"] and figures["accuracy"] == pytest.approx(
-        (logits.argmax(1).numpy() == patch_set.labels).mean()
-    )
-
-
-def test_probabilities_are_those_of_the_plain_model(data, finished, tmp_path):
-    test_classification.main(
-        [
-            "--checkpoint",
-            str(finished / "best.pth"),
-            "--data",
-            str(data),
-            "--split",
-            "test_b",
-            "--amp",
-            "off",
-            "--out",
-            str(tmp_path),
-        ]
-    )
-    checkpoint = load(finished / "best.pth")
-    model = torchvision.models.resnet18(num_classes=3)
-    model.load_state_dict(checkpoint["model"])
-    patch_set = reading.open_split(data, "test_b")
-    plain = torch.stack(
-        [
-            functional.normalize(
-                functional.to_tensor(Image.fromarray(p)), checkpoint["mean"], checkpoint["std"]
-            )
-            for p in patch_set.read(np.arange(len(patch_set)))
-        ]
-    )
-    probabilities = model.eval()(plain).softmax(1).detach()
-    rows = list(csv.DictReader(open(tmp_path / "predictions.csv")))
-    assert [checkpoint["classes"][i] for i in probabilities.argmax(1)] == [
-        row["predicted"] for row in rows
-    ]
-    np.testing.assert_allclose(
-        probabilities.amax(1), [float(row["probability"]) for row in rows], atol=1e-5
-    )
-
-
-# ------------------------------------------------------------------------------------------------------------------ wrong input
+# ------------------------------------------------------------------------------------ wrong input
 
 
 @pytest.mark.parametrize(
@@ -504,47 +349,34 @@ def test_wrong_flags_of_training(data, tmp_path, argv, said):
     assert not (tmp_path / "run").exists()
 
 
-def test_wrong_input_of_testing(data, finished, tmp_path):
-    for argv, said in [
-        (["--checkpoint", "no.pth"], "no such file"),
-        (["--checkpoint", str(data / "dataset.json")], "no checkpoint"),
-        (["--checkpoint", str(finished / "best.pth"), "--data", "tests"], "no patch set"),
-        (["--split", "all"], "invalid choice"),
-    ]:
-        with pytest.raises(InputError, match=said):
-            test_classification.main(
-                [
-                    "--checkpoint",
-                    str(finished / "best.pth"),
-                    "--data",
-                    str(data),
-                    *argv,
-                    "--out",
-                    str(tmp_path / "out"),
-                ]
-            )
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize("old", [["--run", "name"], ["--run=name"], ["--run"], ["--ru", "name"]])
+def test_run_is_answered_by_a_line_that_names_out(old, capsys):
+    with pytest.raises(SystemExit) as end:
+        run(lambda: train_classification.main([*old, "--arch", "resnet18"]))
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "--out" in said
 
 
-def test_other_classes_are_refused_by_name(data, finished, tmp_path):
-    folder = tmp_path / "jpegs" / "test"
-    for city in ("Aa (AAA)", "Xx (XXX)"):
-        (folder / city).mkdir(parents=True)
-        Image.new("RGB", (48, 48)).save(folder / city / "a.jpg")
-    with pytest.raises(
-        InputError,
-        match=r"only in the data: Xx \(XXX\); only in the checkpoint: Bb \(BBB\), Cc \(CCC\)",
-    ):
-        test_classification.main(
-            [
-                "--checkpoint",
-                str(finished / "best.pth"),
-                "--data",
-                str(tmp_path / "jpegs"),
-                "--split",
-                "test",
-            ]
-        )
+def test_out_is_a_path_and_by_default_the_architecture_under_checkpoints():
+    assert train_classification.read_flags(["--out", "name"]).out == "name"
+    args = train_classification.read_flags(["--arch", "resnet34"])
+    assert args.out == os.path.join("checkpoints", "resnet34")
+    assert "run" not in vars(args)
+
+
+def test_help_names_the_groups_and_the_defaults(capsys):
+    with pytest.raises(SystemExit):
+        train_classification.main(["--help"])
+    said = capsys.readouterr().out
+    for group in ("data:", "model:", "recipe:", "machine:", "run:"):
+        assert f"\n{group}\n" in said
+    said = " ".join(said.split())
+    assert "default: adam (published), adamw (robust)" in said
+    assert "(default: data/patches)" in said
+    assert "default: checkpoints/<arch>" in said
+    assert "--run" not in said
 
 
 def test_one_line_and_exit_code_2():
@@ -554,7 +386,9 @@ def test_one_line_and_exit_code_2():
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no\\nsuch" in done.stderr
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "no\\nsuch" in done.stderr
 
 
 def test_loss_that_is_not_finite_ends_the_run(data, tmp_path):
@@ -562,3 +396,27 @@ def test_loss_that_is_not_finite_ends_the_run(data, tmp_path):
         train_classification.main(
             flags(data, tmp_path / "run", "--optimizer", "sgd", "--lr", "100", "--epochs", "9")
         )
+
+
+@pytest.mark.parametrize("full_at, said", [(3, "add --batch-size 16"), (20, "--resume")])
+def test_a_full_device_is_one_line_and_the_run_is_kept(
+    data, finished, tmp_path, monkeypatch, full_at, said
+):
+    """An epoch has 15 steps: the memory is full in the first epoch, or in the second."""
+    cross_entropy = epochs.cross_entropy
+    steps = []
+
+    def full(*args, **options):
+        steps.append(None)
+        if len(steps) == full_at:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return cross_entropy(*args, **options)
+
+    monkeypatch.setattr(epochs, "cross_entropy", full)
+    with pytest.raises(InputError, match=said) as error:
+        train_classification.main(flags(data, tmp_path / "run"))
+    assert "\n" not in str(error.value)
+    assert "batches of 32 are too large" in str(error.value)
+    assert "--batch-size 16" in str(error.value)
+    train_classification.main(flags(data, tmp_path / "run", "--resume"))
+    assert_same(finished, tmp_path / "run")

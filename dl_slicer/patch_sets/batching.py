@@ -1,136 +1,164 @@
-"""From a patch set to batches on the device: which patches in which order, and the uint8-to-network step done there."""
+"""From a patch set to batches on the device, from wherever the patches are best read."""
 
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dl_slicer.patch_sets.reading import Indices, PatchSet
 
-def choose_storage(patch_set, device):
-    """Where patches are best read from for this device: "device" (its own memory holds the arrays) or "files".
+Order = Sequence[Indices] | np.ndarray  # the patches of each batch
+Batch = tuple[Tensor, Tensor]  # images uint8 (n, size, size, 3) and labels int64 (n,)
 
-    Arrays go into a GPU's memory if they take at most half of what is free there: the other half is for the network.
+
+def choose_storage(patch_set: PatchSet, device: torch.device) -> str:
+    """Say where patches are best read from: "device" (its memory holds the arrays) or "files".
+
+    Arrays go into a GPU's memory if they take at most half of what is free there: the other half is
+    for the network.
     """
     if device.type != "cuda" or not hasattr(patch_set, "region_arrays"):
         return "files"
-    return "device" if patch_set.nbytes <= torch.cuda.mem_get_info(device)[0] / 2 else "files"
+    free, _ = torch.cuda.mem_get_info(device)
+    return "device" if patch_set.nbytes <= free / 2 else "files"
 
 
-def batches(patch_set, order, device, workers=0, where=None):
-    """Yield (images, labels) on the device for each array of indices in order: uint8 (n, size, size, 3) and int64 (n,).
+def batches(
+    patch_set: PatchSet,
+    order: Order,
+    device: torch.device,
+    workers: int = 0,
+    storage: str | None = None,
+) -> Iterator[Batch]:
+    """Yield (images, labels) on the device for each array of indices in order.
 
-    workers: processes that read ahead. A patch set of arrays needs none, slicing is fast; a folder of JPEGs does.
-    where: see place(), which is asked if it is None. The batches are the same bytes wherever they come from.
+    images: uint8 (n, size, size, 3); labels: int64 (n,). workers: processes that read ahead; a
+    patch set of arrays needs none, slicing is fast; a folder of JPEGs does. storage: see
+    choose_storage, which decides if it is None. The batches are the same bytes from everywhere.
     """
-    where = where or _remembered_storage(patch_set, device)
-    if where == "device":
+    storage = storage or _remembered_storage(patch_set, device)
+    if storage == "device":
         return _from_device(patch_set, order, device)
     if workers:
         return _from_workers(patch_set, order, device, workers)
     return _from_files(patch_set, order, device)
 
 
-_places, _residents = (
-    WeakKeyDictionary(),
-    WeakKeyDictionary(),
-)  # of patch sets; what is there is gone when they are
+class DeviceArrays(NamedTuple):
+    """All arrays of a patch set in a device's memory."""
+
+    pixels: Tensor  # uint8, one array after the other
+    first: np.ndarray  # where in it each array begins
+    width: np.ndarray  # of each array, in pixels
 
 
-def _remembered_storage(patch_set, device):
+# Both {patch set: {device: ...}}; what belongs to a patch set goes when that does.
+_storages: WeakKeyDictionary[PatchSet, dict[torch.device, str]] = WeakKeyDictionary()
+_device_arrays: WeakKeyDictionary[PatchSet, dict[torch.device, DeviceArrays]] = WeakKeyDictionary()
+
+
+def _remembered_storage(patch_set: PatchSet, device: torch.device) -> str:
     # Asked once: later the arrays themselves, and the network, are in the memory.
-    known = _places.setdefault(patch_set, {})
+    known = _storages.setdefault(patch_set, {})
     if device not in known:
         known[device] = choose_storage(patch_set, device)
     return known[device]
 
 
-def _from_device(patch_set, order, device):
-    pixels, first, width = _arrays_on_device(patch_set, device)
+def _from_device(patch_set: PatchSet, order: Order, device: torch.device) -> Iterator[Batch]:
+    arrays = _load_onto_device(patch_set, device)
     size = patch_set.image_size
     for indices in order:
         region, y, x = patch_set.corners(indices)
-        start = first[region] + 3 * (y * width[region] + x)  # (n,), of a patch's first row
-        rows = start[:, None] + 3 * width[region][:, None] * np.arange(
-            size
-        )  # (n, size), of each row
+        width = arrays.width[region]
+        # In bytes: where a patch's first row starts, (n,), and where each of its rows does,
+        # (n, size).
+        start = arrays.first[region] + 3 * (y * width + x)
+        rows = start[:, None] + 3 * width[:, None] * np.arange(size)
         # A view of every place where a row could start: a batch is then one gather.
-        images = pixels.unfold(0, 3 * size, 1)[to_device(rows, device)].view(
-            len(indices), size, size, 3
-        )
-        yield images, to_device(patch_set.labels[indices].astype(np.int64), device)
+        possible_rows = arrays.pixels.unfold(0, 3 * size, 1)
+        images = possible_rows[to_device(rows, device)].view(len(indices), size, size, 3)
+        yield images, _labels(patch_set, indices, device)
 
 
-def _arrays_on_device(patch_set, device):
-    """All arrays of a patch set one after the other in one uint8 tensor on the device; where each begins, and its width."""
-    known = _residents.setdefault(patch_set, {})
+def _load_onto_device(patch_set: PatchSet, device: torch.device) -> DeviceArrays:
+    known = _device_arrays.setdefault(patch_set, {})
     if device not in known:
         pixels = torch.empty(patch_set.nbytes, dtype=torch.uint8, device=device)
-        first, width, used = [], [], 0
+        first = []
+        width = []
+        used = 0
         for array in patch_set.region_arrays():
             pixels[used : used + array.size].copy_(torch.from_numpy(array).view(-1))
             first.append(used)
             width.append(array.shape[1])
             used += array.size
-        known[device] = pixels[:used], np.array(first), np.array(width)
+        known[device] = DeviceArrays(pixels[:used], np.array(first), np.array(width))
     return known[device]
 
 
-def _from_files(patch_set, order, device):
-    """Read in a thread, one batch ahead: the disk, if it is needed, works while the network does."""
+def _from_files(patch_set: PatchSet, order: Order, device: torch.device) -> Iterator[Batch]:
+    """Read in a thread, one batch ahead: a disk works while the network does."""
 
-    def read(indices):
+    def read(indices: Indices) -> Tensor:
         images = torch.empty(
-            len(indices),
-            patch_set.image_size,
-            patch_set.image_size,
-            3,
+            (len(indices), patch_set.image_size, patch_set.image_size, 3),
             dtype=torch.uint8,
             pin_memory=device.type == "cuda",
         )
         patch_set.read(indices, images.numpy())
         return images
 
+    if not len(order):
+        return
     with ThreadPoolExecutor(1) as thread:
-        ahead = None
-        for i, indices in enumerate(order):
-            images = (ahead or thread.submit(read, indices)).result()
-            ahead = thread.submit(read, order[i + 1]) if i + 1 < len(order) else None
-            yield (
-                images.to(device, non_blocking=True),
-                to_device(patch_set.labels[indices].astype(np.int64), device),
-            )
+        ahead = thread.submit(read, order[0])
+        for number, indices in enumerate(order, 1):
+            images = ahead.result()
+            if number < len(order):
+                ahead = thread.submit(read, order[number])
+            yield images.to(device, non_blocking=True), _labels(patch_set, indices, device)
 
 
-def to_device(array, device):
+def _labels(patch_set: PatchSet, indices: Indices, device: torch.device) -> Tensor:
+    return to_device(patch_set.labels[indices].astype(np.int64), device)
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     """A NumPy array as a tensor on the device, without making a GPU wait."""
     tensor = torch.from_numpy(array)
-    return (
-        tensor.pin_memory().to(device, non_blocking=True)
-        if device.type == "cuda"
-        else tensor.to(device)
-    )
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 class _Batches(Dataset):
-    def __init__(self, patch_set):
+    """Whole batches, for workers: they are handed numbers of patches and give images and labels."""
+
+    def __init__(self, patch_set: PatchSet):
         self.patch_set = patch_set
 
-    def __getitem__(self, indices):
-        return torch.from_numpy(self.patch_set.read(indices)), torch.from_numpy(
-            self.patch_set.labels[indices].astype(np.int64)
-        )
+    def __getitem__(self, indices: Indices) -> Batch:
+        images = torch.from_numpy(self.patch_set.read(indices))
+        return images, _labels(self.patch_set, indices, torch.device("cpu"))
 
 
-def _from_workers(patch_set, order, device, workers):
-    # A generator of its own: else each loop would draw from the global one, and a resumed run would find that at another place.
+def _from_workers(
+    patch_set: PatchSet, order: Order, device: torch.device, workers: int
+) -> Iterator[Batch]:
     loader = DataLoader(
         _Batches(patch_set),
         sampler=order,
         batch_size=None,
         num_workers=workers,
         pin_memory=device.type == "cuda",
+        # A generator of its own: else each loop would draw from torch's global one, and a resumed
+        # run would find that in another state.
         generator=torch.Generator(),
     )
     for images, labels in loader:

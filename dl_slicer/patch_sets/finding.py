@@ -1,81 +1,125 @@
-"""The rasters of a raw folder."""
+"""The rasters of a raw folder, and which of them are held out."""
 
 import os
 import stat
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from dl_slicer.cli import InputError, printable
 from dl_slicer.patch_sets import image_files, on_disk
+from dl_slicer.patch_sets.jobs import Job
 
 
-def find_rasters(raw, out):
-    """A job for each raster, sorted by city, site and path. InputError if the layout is not as expected, all faults at once.
+class RasterFile(NamedTuple):
+    """A raster as it was found."""
 
-    A job says what is to be cut from which raster; its stamp tells whether the file has changed since.
+    site: str
+    raster: str  # path relative to the raw folder
+    stamp: list[int]  # bytes, and nanoseconds of the last change
+
+
+def find_rasters(raw: Path, out: Path) -> list[Job]:
+    """A job for each raster, sorted by city, site and path.
+
+    Of each city's sites in sorted order the last is held out. InputError if the layout is not as
+    expected, all faults at once.
     """
     if not raw.is_dir():
         raise InputError(
             f"{printable(raw)}: no such folder; --raw must hold <City (CODE)>/<site>/<raster>.jpg"
         )
-    real_raw, real_out = os.path.realpath(raw), os.path.realpath(out)
-    if os.path.commonpath([real_raw, real_out]) == real_raw:
+    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(raw)):
         raise InputError(
             f"{printable(out)}: lies inside the raw folder {printable(raw)}; choose another --out"
         )
-    rasters, faults = defaultdict(list), []
-    for folder, folders, names in os.walk(
-        raw, onerror=lambda error: faults.append(f"{printable(error.filename)}: {error.strerror}")
-    ):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        images = sorted(
-            name
-            for name in names
-            if Path(name).suffix.lower() in image_files.SUFFIXES and not name.startswith(".")
-        )
-        for path in (Path(folder, name) for name in folders + images):
-            inside, status = path.relative_to(raw), path.lstat()
-            if stat.S_ISLNK(status.st_mode):
-                faults.append(
-                    f"{printable(path)}: a symbolic link, these are not followed; put what it points to in its place (cp -rL does)"
-                )
-            elif path.name in folders:
-                continue
-            elif not stat.S_ISREG(status.st_mode):
-                faults.append(f"{printable(path)}: no regular file; delete it")
-            elif len(inside.parts) < 3:
-                faults.append(
-                    f"{printable(path)}: a raster must lie in a site's folder, {printable(raw)}/<City (CODE)>/<site>/{printable(path.name)}"
-                )
-            elif str(inside) != os.fsencode(inside).decode(errors="replace"):
-                faults.append(f"{printable(path)}: its name is not in UTF-8; rename it")
-            else:
-                rasters[inside.parts[0]].append(
-                    (inside.parts[1], str(inside), [status.st_size, status.st_mtime_ns])
-                )
-    if not rasters and not faults:
+    faults: list[str] = []
+    cities: dict[str, list[RasterFile]] = defaultdict(list)
+    for path, status in _walk(raw, faults):
+        inside = path.relative_to(raw)
+        fault = _fault_of_path(raw, inside, status)
+        if fault:
+            faults.append(f"{printable(path)}: {fault}")
+        elif not stat.S_ISDIR(status.st_mode):
+            city, site, *_ = inside.parts
+            stamp = [status.st_size, status.st_mtime_ns]
+            cities[city].append(RasterFile(site, inside.as_posix(), stamp))
+    if not cities and not faults:
         raise InputError(
-            f"{printable(raw)}: no rasters in it; expected <City (CODE)>/<site>/<raster>.jpg (or png, tif)"
+            f"{printable(raw)}: no rasters in it;"
+            " expected <City (CODE)>/<site>/<raster>.jpg (or png, tif)"
         )
-
     jobs = []
-    for city, files in sorted(rasters.items()):
-        sites, seen = sorted({site for site, _, _ in files}), {}
-        if len(sites) == 1:
-            faults.append(
-                f"{printable(raw / city)}: only one site ({printable(sites[0])}) has rasters; at least two are needed, one of them is held out"
-            )
-        for site, raster, stamp in sorted(files):
-            name = on_disk.flat_name(city, raster).casefold()
-            if name in seen:
-                faults.append(
-                    f"{printable(raw / raster)}: would get the same name as {printable(raw / seen[name])}; rename one of them"
-                )
-            seen.setdefault(name, raster)
-            splits = ["test", "val"] if site == sites[-1] else ["train"]
-            jobs.append(
-                {"raster": raster, "city": city, "site": site, "splits": splits, "stamp": stamp}
-            )
+    for city, rasters in sorted(cities.items()):
+        faults += _faults_of_city(raw, city, rasters)
+        jobs += _jobs_of_city(city, rasters)
     if faults:
         raise InputError("\n".join(faults))
     return jobs
+
+
+def _walk(raw: Path, faults: list[str]) -> Iterator[tuple[Path, os.stat_result]]:
+    """All folders and images but hidden ones; folders that cannot be listed go into faults."""
+
+    def note(error: OSError) -> None:
+        faults.append(f"{printable(error.filename)}: {error.strerror}")
+
+    for folder, folders, names in os.walk(raw, onerror=note):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        images = sorted(name for name in names if image_files.is_image_name(name))
+        for name in folders + images:
+            path = Path(folder, name)
+            yield path, path.lstat()
+
+
+def _fault_of_path(raw: Path, inside: Path, status: os.stat_result) -> str | None:
+    """Say what is wrong with a folder or an image in the raw folder, and what to do; or None."""
+    if stat.S_ISLNK(status.st_mode):
+        return (
+            "a symbolic link, these are not followed;"
+            " put what it points to in its place (cp -rL does)"
+        )
+    if stat.S_ISDIR(status.st_mode):
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return "no regular file; delete it"
+    if len(inside.parts) < 3:
+        place = f"{printable(raw)}/<City (CODE)>/<site>/{printable(inside.name)}"
+        return f"a raster must lie in a site's folder, {place}"
+    if str(inside) != os.fsencode(inside).decode(errors="replace"):
+        return "its name is not in UTF-8; rename it"
+    return None
+
+
+def _faults_of_city(raw: Path, city: str, rasters: list[RasterFile]) -> Iterator[str]:
+    sites = sorted({file.site for file in rasters})
+    if len(sites) == 1:
+        yield (
+            f"{printable(raw / city)}: only one site ({printable(sites[0])}) has rasters;"
+            " at least two are needed, one of them is held out"
+        )
+    # Some file systems take names that differ in case alone for the same.
+    first_of_name: dict[str, str] = {}
+    for _, raster, _ in sorted(rasters):
+        name = on_disk.flat_name(city, raster).casefold()
+        if name in first_of_name:
+            other = printable(raw / first_of_name[name])
+            yield (
+                f"{printable(raw / raster)}: would get the same name as {other}; rename one of them"
+            )
+        first_of_name.setdefault(name, raster)
+
+
+def _jobs_of_city(city: str, rasters: list[RasterFile]) -> list[Job]:
+    held_out = max(file.site for file in rasters)
+    return [
+        Job(
+            raster=file.raster,
+            city=city,
+            site=file.site,
+            splits=["test", "val"] if file.site == held_out else ["train"],
+            stamp=file.stamp,
+        )
+        for file in sorted(rasters)
+    ]

@@ -3,63 +3,74 @@
 import os
 import stat
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-warnings.filterwarnings("ignore", module="PIL\\.")
 from dl_slicer.cli import printable
 
+# What Pillow warns of (odd metadata, many pixels) is either read well or refused below.
+warnings.filterwarnings("ignore", module="PIL\\.")
+
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
-FORMATS = (
-    "JPEG",
-    "PNG",
-    "TIFF",
-)  # nothing else is tried, whatever a file's name: Pillow would start Ghostscript for some
+
+# Nothing else is tried, whatever a file's name: Pillow would start Ghostscript for some.
+FORMATS = ("JPEG", "PNG", "TIFF")
+
+STRIP = 256  # rows converted at a time: 32 and 64 bits a pixel of a large image are gigabytes
 
 
 class UnreadableImage(Exception):
     """An image file that cannot be used; the message says why and what to do, without the path."""
 
 
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is taken for an image; hidden files are not."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
+
+
 @contextmanager
-def opened(path):
-    """Pillow's Image.open, with whatever a damaged or hostile file makes Pillow raise turned into UnreadableImage."""
+def open_image(path: str | Path) -> Iterator[Image.Image]:
+    """Pillow's Image.open as a context.
+
+    Whatever a damaged or hostile file makes Pillow raise, also within the context, becomes
+    UnreadableImage.
+    """
     try:
+        # Opening a pipe would wait for ever, and some devices never end.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise UnreadableImage("no regular file; delete it")
         with Image.open(path, formats=FORMATS) as image:
             yield image
     except UnreadableImage:
         raise
-    except UnidentifiedImageError:
-        raise UnreadableImage(
-            "no JPEG, PNG or TIFF image that can be read; replace or delete it"
-        ) from None
-    except Image.DecompressionBombError:
-        raise UnreadableImage(
-            f"has more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels; cut it into smaller images"
-        ) from None
-    except MemoryError:
-        raise UnreadableImage(
-            "does not fit into memory; cut it into smaller images, or take fewer processes"
-        ) from None
     except Exception as error:
-        reason = (
-            getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        )
-        raise UnreadableImage(
-            f"cannot be read ({printable(reason)}); replace or delete it"
-        ) from None
+        raise UnreadableImage(_reason(error)) from None
 
 
-def read_image(path):
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "no JPEG, PNG or TIFF image that can be read; replace or delete it"
+    if isinstance(error, Image.DecompressionBombError):
+        millions = 2 * Image.MAX_IMAGE_PIXELS / 1e6
+        return f"has more than {millions:.0f} million pixels; cut it into smaller images"
+    if isinstance(error, MemoryError):
+        return "does not fit into memory; cut it into smaller images, or take fewer processes"
+    in_one_line = " ".join(str(error).split())
+    reason = getattr(error, "strerror", None) or in_one_line or type(error).__name__
+    return f"cannot be read ({printable(reason)}); replace or delete it"
+
+
+def read_image(path: str | Path) -> Image.Image:
     """The whole file as an 8-bit RGB Pillow image; UnreadableImage if that cannot be.
 
-    Of 16 bits a channel the upper 8 are taken; transparency is dropped; palettes, CMYK and grey are converted.
+    Of 16 bits a channel the upper 8 are taken; transparency is dropped; palettes, CMYK and grey are
+    converted.
     """
-    with opened(path) as image:
+    with open_image(path) as image:
         image.load()
         if image.mode == "F":
             raise UnreadableImage(
@@ -70,16 +81,15 @@ def read_image(path):
         return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _upper_8_bits(image):
+def _upper_8_bits(image: Image.Image) -> Image.Image:
     grey = np.empty((image.height, image.width), np.uint8)
-    for y in range(
-        0, image.height, 256
-    ):  # in strips: 32 and 64 bits a pixel of a large image are gigabytes
-        strip = np.asarray(image.crop((0, y, image.width, min(y + 256, image.height))))
-        grey[y : y + 256] = (strip.astype(np.int64) >> 8).clip(0, 255)
+    for upper in range(0, image.height, STRIP):
+        lower = min(upper + STRIP, image.height)
+        strip = np.asarray(image.crop((0, upper, image.width, lower)))
+        grey[upper:lower] = (strip.astype(np.int64) >> 8).clip(0, 255)
     return Image.fromarray(grey)
 
 
-def resize(image, size):
+def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Pillow's bilinear resize with antialiasing; size: (width, height)."""
     return image.resize(size, Image.Resampling.BILINEAR)

@@ -2,205 +2,294 @@
 
 import io
 import itertools
-import json
 import multiprocessing
 import os
 import shutil
 import signal
 import threading
 from collections import defaultdict
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from dl_slicer import machine
 from dl_slicer.cli import InputError, printable
-from dl_slicer.files import atomic
+from dl_slicer.files import atomic, locked
 from dl_slicer.patch_sets import image_files, on_disk
 from dl_slicer.patch_sets.image_files import UnreadableImage
+from dl_slicer.patch_sets.jobs import Job, Request
 from dl_slicer.patch_sets.on_disk import Region
 
 JPEG_QUALITY = 95
 JPEG_BYTES_A_PIXEL = 0.6  # at that quality, on the generous side, for the estimate of disk space
 
+Done = MutableMapping[str, Sequence[Region]]  # {raster: its regions}
+Faults = MutableMapping[str, str]  # {raster: what is wrong with it, and what to do}
 
-def plan_regions(raw, jobs, patch_size, faults):
-    """Give each job its regions, from the size in the file's header. Those that cannot be cut go into faults."""
-    good = []
+
+# ------------------------------------------------------------------------------- planning
+
+
+def plan_regions(request: Request, jobs: Iterable[Job], faults: Faults) -> list[Job]:
+    """Give each job its regions, from the size in the file's header.
+
+    Jobs of rasters that cannot be cut are left out, and said in faults.
+    """
+    planned = []
     for job in jobs:
         try:
-            with image_files.opened(raw / job["raster"]) as image:
+            with image_files.open_image(request.raw / job.raster) as image:
                 width, height = image.size
         except UnreadableImage as error:
-            faults[job["raster"]] = str(error)
+            faults[job.raster] = str(error)
             continue
-        half = round(width / 2)
-        parts = [(0, half), (half, width - half)] if len(job["splits"]) == 2 else [(0, width)]
-        if height < patch_size or min(w for _, w in parts) < patch_size:
-            faults[job["raster"]] = (
-                f"{width} x {height} pixels, smaller than a patch of {patch_size} x {patch_size}"
-                + (" in each half (its site is held out)" if len(parts) == 2 else "")
-                + "; replace or delete it"
+        regions = _regions_of(job, width, height, request.settings)
+        if all(region.rows and region.cols for region in regions):
+            planned.append(replace(job, regions=regions))
+        else:
+            size = request.settings["patch_size"]
+            held_out = " in each half (its site is held out)" if len(regions) == 2 else ""
+            faults[job.raster] = (
+                f"{width} x {height} pixels, smaller than a patch of {size} x {size}{held_out};"
+                " replace or delete it"
             )
-            continue
-        good.append({**job, "parts": [(x, 0, w, height) for x, w in parts]})
-    return good
+    return planned
 
 
-def tile_raster(raw, out, settings, jpegs, job):
-    """Cut one raster into arrays (and JPEGs). Returns its regions; they are also written, last, into the raster's record."""
+def _regions_of(job: Job, width: int, height: int, settings: dict[str, int]) -> tuple[Region, ...]:
+    """The whole raster, or its left and its right half: no window reaches over the middle."""
+    if len(job.splits) == 1:
+        parts = [(0, width)]
+    else:
+        middle = round(width / 2)
+        parts = [(0, middle), (middle, width - middle)]
     size, stride = settings["patch_size"], settings["stride"]
-    image = image_files.read_image(raw / job["raster"])
-    record = Path(on_disk.record_file(out, job["raster"]))
-    record.unlink(missing_ok=True)  # from here on what an earlier run made does not count
     regions = []
-    for split, (x, y, width, height) in zip(job["splits"], job["parts"]):
-        rows, cols = (
-            on_disk.count_windows(height, size, stride),
-            on_disk.count_windows(width, size, stride),
-        )
-        name = f"{Path(job['raster']).with_suffix('').as_posix()}.{split}"
+    for split, (x, part_width) in zip(job.splits, parts, strict=True):
+        name = on_disk.region_name(job.raster, split)
         region = Region(
-            name,
-            split,
-            job["city"],
-            job["site"],
-            job["raster"],
-            x,
-            y,
-            width,
-            height,
-            rows,
-            cols,
-            f"arrays/{name}.npy",
+            region=name,
+            split=split,
+            city=job.city,
+            site=job.site,
+            raster=job.raster,
+            x=x,
+            y=0,
+            width=part_width,
+            height=height,
+            rows=on_disk.count_windows(height, size, stride),
+            cols=on_disk.count_windows(part_width, size, stride),
+            file=on_disk.array_file(name),
         )
-        # Cropped before it is resized: the filter must not see the neighbouring split.
-        box = (x, y, x + (cols - 1) * stride + size, y + (rows - 1) * stride + size)
-        part = (
-            image if box == (0, 0, *image.size) else image.crop(box)
-        )  # resize's own box would not do, it looks beyond its edges
-        with atomic(out / region.file, sync=False) as file:
-            on_disk.write_array(
-                file,
-                np.asarray(
-                    image_files.resize(part, on_disk.array_shape(rows, cols, settings)[::-1])
-                ),
-            )
-        for _, row, col in on_disk.each_patch([region] if jpegs else []):
-            left, upper, jpeg = col * stride, row * stride, io.BytesIO()
-            part.crop((left, upper, left + size, upper + size)).save(
-                jpeg, "JPEG", quality=JPEG_QUALITY
-            )
-            with atomic(on_disk.jpeg_file(out, split, region, row, col), sync=False) as file:
-                file.write(jpeg.getbuffer())
         regions.append(region)
-    made = {
-        "job": {key: job[key] for key in ("raster", "city", "site", "splits", "stamp")},
-        "settings": settings,
-        "regions": regions,
-    }
-    with atomic(record, "w", sync=False, encoding="utf-8") as file:
-        json.dump(made, file)
-    return regions
+    return tuple(regions)
 
 
-def tile_all(jobs, work, workers, done, faults):
-    """Run work on every job in processes. What fails is noted in faults, and the rest goes on."""
-    workers, waiting, running = min(workers, len(jobs)), iter(jobs), {}
+def check_space(request: Request, jobs: Sequence[Job]) -> None:
+    """Say how much disk the planned jobs need; InputError if it is not there."""
+    jpeg_bytes = request.settings["patch_size"] ** 2 * JPEG_BYTES_A_PIXEL
+    need = 0.0
+    test_patches: dict[str, int] = defaultdict(int)  # of each city
+    for region in itertools.chain.from_iterable(job.regions for job in jobs):
+        need += on_disk.array_bytes(region.rows, region.cols, request.settings)
+        if request.jpegs:
+            need += region.rows * region.cols * jpeg_bytes
+        if region.split == "test":
+            test_patches[region.city] += region.rows * region.cols
+    if request.jpegs:
+        copies = sum(min(request.test_b, count) for count in test_patches.values())
+        need += copies * jpeg_bytes
+    out = request.out
+    existing = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(existing).free
+    print(
+        f"{len(jobs)} rasters to do, {need / 1e9:.2f} GB needed in {printable(out)},"
+        f" {free / 1e9:.1f} GB free",
+        flush=True,
+    )
+    if need > free:
+        raise InputError(
+            f"{printable(out)}: needs {need / 1e9:.2f} GB, only {free / 1e9:.2f} GB are free;"
+            " make room or choose another --out"
+        )
+
+
+# ------------------------------------------------------------------------------- one raster
+
+
+def tile_raster(request: Request, job: Job) -> Sequence[Region]:
+    """Cut one raster into arrays (and JPEGs). Returns its regions.
+
+    They are also written, last, into the raster's record: it vouches for the rest.
+    """
+    image = image_files.read_image(request.raw / job.raster)
+    record_file = on_disk.record_file(request.out, job.raster)
+    record_file.unlink(missing_ok=True)  # from here on what an earlier run made does not count
+    for region in job.regions:
+        covered = _crop_covered(image, region, request.settings)
+        height, width = on_disk.array_shape(region.rows, region.cols, request.settings)
+        with atomic(request.out / region.file, sync=False) as file:
+            on_disk.write_array(file, np.asarray(image_files.resize(covered, (width, height))))
+        if request.jpegs:
+            _write_jpegs(request, covered, region)
+    record = on_disk.Record(job.identity(), request.settings, list(job.regions))
+    with atomic(record_file, "w", sync=False, encoding="utf-8") as file:
+        on_disk.write_record(file, record)
+    return job.regions
+
+
+def _crop_covered(image: Image.Image, region: Region, settings: dict[str, int]) -> Image.Image:
+    """The part of a raster that the windows of a region cover.
+
+    Cropped before it is resized: the filter must not see the neighbouring split. The box that
+    Pillow's resize takes would not do, the filter looks beyond its edges.
+    """
+    width, height = on_disk.covered_size(region.rows, region.cols, settings)
+    box = (region.x, region.y, region.x + width, region.y + height)
+    if box == (0, 0, *image.size):
+        return image
+    return image.crop(box)
+
+
+def _write_jpegs(request: Request, covered: Image.Image, region: Region) -> None:
+    size, stride = request.settings["patch_size"], request.settings["stride"]
+    for window in on_disk.each_window([region]):
+        _, row, col = window
+        left = col * stride
+        upper = row * stride
+        jpeg = io.BytesIO()
+        patch = covered.crop((left, upper, left + size, upper + size))
+        patch.save(jpeg, "JPEG", quality=JPEG_QUALITY)
+        with atomic(on_disk.jpeg_file(request.out, region.split, window), sync=False) as file:
+            file.write(jpeg.getbuffer())
+
+
+# ------------------------------------------------------------------------------- all rasters
+
+
+def tile(request: Request, jobs: Sequence[Job], workers: int, done: Done, faults: Faults) -> None:
+    """Tile the rasters of planned jobs into the patch set, which is unfinished from then on.
+
+    Their regions are noted in done, what fails in faults. InputError if the disk has no room.
+    """
+    check_space(request, jobs)
+    request.out.mkdir(parents=True, exist_ok=True)
+    with locked(request.out, shared=True):
+        (request.out / on_disk.DESCRIPTION).unlink(missing_ok=True)
+        tile_all(jobs, partial(tile_raster, request), workers, done, faults)
+
+
+def tile_all(
+    jobs: Sequence[Job],
+    work: Callable[[Job], Sequence[Region]],
+    workers: int,
+    done: Done,
+    faults: Faults,
+) -> None:
+    """Run work on every job in processes. What fails is noted in faults, and the rest goes on.
+
+    Few jobs are handed out at a time: memory, and the time that Ctrl-C takes, do not grow with
+    the number of rasters.
+    """
+    workers = min(workers, len(jobs))
+    waiting = iter(jobs)
+    running: dict[Future, str] = {}
     with (
         interrupts_held() as interrupts,
-        ProcessPoolExecutor(workers, machine.worker_processes(), end_with_parent) as pool,
+        ProcessPoolExecutor(workers, machine.worker_processes(), _start_worker) as pool,
         tqdm(total=len(jobs), unit=" rasters", desc="tiling", disable=None) as bar,
     ):
         try:
             while not interrupts:
-                # A terminal sends Ctrl-C to all its processes. The workers, which are started in here, never see it.
-                mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-                try:
+                with _interrupts_blocked():  # workers, which are started in here, inherit that
                     for job in itertools.islice(waiting, 2 * workers - len(running)):
-                        running[pool.submit(work, job)] = job["raster"]
-                finally:
-                    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                        running[pool.submit(work, job)] = job.raster
                 if not running:
                     break
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    raster = running[future]
-                    try:
-                        done[raster] = future.result()
-                    except UnreadableImage as error:
-                        faults[raster] = str(error)
-                    except MemoryError:
-                        faults[raster] = (
-                            "does not fit into memory; cut it into smaller rasters, or take fewer --workers"
-                        )
+                    _note_result(future, running[future], done, faults)
                     del running[future]
                     bar.update()
         except BrokenProcessPool:
+            first = printable(next(iter(running.values())))
             raise InputError(
-                f"a worker process was killed, most likely for want of memory, at {printable(next(iter(running.values())))} or another of "
-                f"{len(running)} rasters at work; run the same command again with fewer --workers, it goes on from there"
+                f"a worker process was killed, most likely for want of memory, at {first} or"
+                f" another of {len(running)} rasters at work; run the same command again with"
+                " fewer --workers, it goes on from there"
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-@contextmanager
-def interrupts_held():
-    """Yields a list: Ctrl-C puts something into it, and takes effect at the end of the block; a second Ctrl-C does so at once."""
-    came, handler = [], signal.getsignal(signal.SIGINT)
+def _note_result(future: Future, raster: str, done: Done, faults: Faults) -> None:
+    try:
+        done[raster] = future.result()
+    except UnreadableImage as error:
+        faults[raster] = str(error)
+    except MemoryError:
+        faults[raster] = (
+            "does not fit into memory; cut it into smaller rasters, or take fewer --workers"
+        )
 
-    def note(*arguments):
-        came.append(arguments)
-        if len(came) > 1:
+
+# ------------------------------------------------------------------------------- processes
+
+
+@contextmanager
+def interrupts_held() -> Iterator[list]:
+    """Have Ctrl-C take effect at the end of the block.
+
+    Yields a list into which Ctrl-C puts something; a second Ctrl-C takes effect at once.
+    """
+    interrupts: list[tuple] = []
+    handler = signal.getsignal(signal.SIGINT)
+
+    def note(*arguments) -> None:
+        interrupts.append(arguments)
+        if len(interrupts) > 1:
             handler(*arguments)
 
     if callable(handler):
         signal.signal(signal.SIGINT, note)
     try:
-        yield came
+        yield interrupts
     finally:
         signal.signal(signal.SIGINT, handler)
-    if came:
-        handler(*came[0])
+    if interrupts:
+        handler(*interrupts[0])
 
 
-def end_with_parent():
-    """In a worker: end as soon as the parent has ended, however it did."""
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Keep Ctrl-C waiting, also in processes that are started meanwhile, for as long as they run.
 
-    def watch():
+    A terminal sends Ctrl-C to all its processes: the workers are to leave it to their parent.
+    Windows has no such call; there workers ignore Ctrl-C as soon as they have started.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _start_worker() -> None:
+    """In a worker: leave Ctrl-C to the parent, and end as soon as it has ended, however it did."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    machine.keep_memory()  # a forked worker has inherited that, another one has not
+
+    def watch() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def check_space(out, jobs, settings, jpegs, test_b):
-    """Say how much disk the jobs need; InputError if it is not there."""
-    size, stride = settings["patch_size"], settings["stride"]
-    need, copies = 0.0, defaultdict(int)
-    for job in jobs:
-        for split, (_, _, width, height) in zip(job["splits"], job["parts"]):
-            rows, cols = (
-                on_disk.count_windows(height, size, stride),
-                on_disk.count_windows(width, size, stride),
-            )
-            need += on_disk.array_bytes(rows, cols, settings)
-            if jpegs:
-                need += rows * cols * size * size * JPEG_BYTES_A_PIXEL
-                copies[job["city"]] += rows * cols * (split == "test")
-    need += sum(min(test_b, count) for count in copies.values()) * size * size * JPEG_BYTES_A_PIXEL
-    free = shutil.disk_usage(
-        next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
-    ).free
-    print(
-        f"{len(jobs)} rasters to do, {need / 1e9:.2f} GB needed in {printable(out)}, {free / 1e9:.1f} GB free",
-        flush=True,
-    )
-    if need > free:
-        raise InputError(
-            f"{printable(out)}: needs {need / 1e9:.2f} GB, only {free / 1e9:.2f} GB are free; make room or choose another --out"
-        )

@@ -1,226 +1,273 @@
-"""Which city is this like? Pictures or rasters of any place, cut into patches as the training data were: the cities that they resemble.
+"""Which city is this like?
 
-Used by test_classification.py --images.
+Pictures or rasters of any place, cut into patches as the training data were: the cities that they
+resemble. Used by test_classification.py --images.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
+from torch import nn
 from tqdm import tqdm
 
 from dl_slicer.cities import city_code
 from dl_slicer.cli import InputError, printable
-from dl_slicer.files import atomic, write_rows
+from dl_slicer.files import write_rows
 from dl_slicer.model import devices
+from dl_slicer.model.checkpoints import Checkpoint
 from dl_slicer.patch_sets import image_files, transforms
 from dl_slicer.patch_sets.image_files import UnreadableImage
-from dl_slicer.results import raster_figures
+from dl_slicer.results import panels, raster_figures
+from dl_slicer.results.raster_windows import Windows
 from relevance_cam import rasters
 
-MOST = 5  # cities named for a file
-COLUMNS = (
-    "file",
-    "patches",
-    "rank",
-    "city",
-    "code",
-    "mean_probability",
-    "share_of_patches",
-    "figure",
-)
+NAMED = 5  # cities named for a file
 ALL = "all files"
+HEADLINE = (
+    f"{'file':<40}{'patches':>8}   most similar cities: mean probability of its patches"
+    " (share of patches that it is the likeliest for)"
+)
 
 
-def find_files(paths, patch_size):
-    """[(file, width, height)] of files and of the images below folders. InputError, a line a fault, if one cannot be used: from
-    the header alone, so that it comes before hours of work."""
-    files, faults = [], []
+class ImageFile(NamedTuple):
+    """An image and its size in pixels."""
+
+    path: Path
+    width: int
+    height: int
+
+
+def find_files(paths: Sequence[str | Path], patch_size: int) -> list[ImageFile]:
+    """Files and the images below folders, each once.
+
+    InputError, a line a fault, if one cannot be used: from the header alone, so that it comes
+    before hours of work.
+    """
+    files = []
+    faults = []
     for path in map(Path, paths):
-        found = [path]
-        if path.is_dir():
-            found = sorted(
-                file
-                for file in path.rglob("*")
-                if file.suffix.lower() in image_files.SUFFIXES
-                and file.is_file()
-                and not any(part.startswith(".") for part in file.relative_to(path).parts)
-            )
-            if not found:
-                faults.append(
-                    f"--images {printable(path)}: no images in this folder ({', '.join(sorted(image_files.SUFFIXES))})"
-                )
-        elif not path.exists():
-            faults.append(f"--images {printable(path)}: no such file")
-            found = []
-        for file in found:
+        try:
+            listed = _list_images(path)
+        except InputError as error:
+            faults.append(str(error))
+            continue
+        for file in listed:
             try:
-                with image_files.opened(file) as image:
-                    width, height = image.size
-            except UnreadableImage as error:
-                faults.append(f"--images {printable(file)}: {error}")
-                continue
-            if min(width, height) < patch_size:
-                faults.append(
-                    f"--images {printable(file)}: {width} x {height} pixels, smaller than a patch of {patch_size} x {patch_size} pixels; "
-                    "take a larger picture of the same ground resolution"
-                )
-            files.append((file, width, height))
+                files.append(_check_image(file, patch_size))
+            except InputError as error:
+                faults.append(str(error))
     if faults:
         raise InputError("\n".join(faults))
     return list(dict.fromkeys(files))
 
 
-def compare(paths, model, checkpoint, classes, device, dtype, out):
-    """Print, and write to <out>/places.csv and a picture for each raster of several patches, which cities the files resemble.
+def _list_images(path: Path) -> list[Path]:
+    """Give the file, or the images below the folder but for hidden ones, in sorted order."""
+    if not path.exists():
+        raise InputError(f"--images {printable(path)}: no such file")
+    if not path.is_dir():
+        return [path]
+    found = [file for file in path.rglob("*") if _is_visible_image(file, path)]
+    if not found:
+        suffixes = ", ".join(sorted(image_files.SUFFIXES))
+        raise InputError(f"--images {printable(path)}: no images in this folder ({suffixes})")
+    return sorted(found)
 
+
+def _is_visible_image(file: Path, folder: Path) -> bool:
+    if file.suffix.lower() not in image_files.SUFFIXES or not file.is_file():
+        return False
+    return not any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
+def _check_image(file: Path, patch_size: int) -> ImageFile:
+    try:
+        with image_files.open_image(file) as image:
+            width, height = image.size
+    except UnreadableImage as error:
+        raise InputError(f"--images {printable(file)}: {error}") from None
+    if min(width, height) < patch_size:
+        raise InputError(
+            f"--images {printable(file)}: {width} x {height} pixels, smaller than a patch of"
+            f" {patch_size} x {patch_size} pixels;"
+            " take a larger picture of the same ground resolution"
+        )
+    return ImageFile(file, width, height)
+
+
+@dataclass
+class Resemblance:
+    """The cities that some patches resemble."""
+
+    patches: int
+    probabilities: np.ndarray  # (K,), summed over the patches
+    votes: np.ndarray  # (K,), of how many patches the city is the likeliest
+
+    @classmethod
+    def of(cls, probabilities: np.ndarray) -> "Resemblance":
+        """Give that of patches with these probabilities (n, K)."""
+        count, classes = probabilities.shape
+        votes = np.bincount(probabilities.argmax(1), minlength=classes)
+        return cls(count, probabilities.sum(0), votes)
+
+    def __add__(self, other: "Resemblance") -> "Resemblance":
+        return Resemblance(
+            self.patches + other.patches,
+            self.probabilities + other.probabilities,
+            self.votes + other.votes,
+        )
+
+    def most_similar(self) -> list[tuple[int, float, float]]:
+        """(class, mean probability, share of patches) of the NAMED most probable cities."""
+        probability = self.probabilities / self.patches
+        share = self.votes / self.patches
+        order = np.argsort(-probability, kind="stable")[:NAMED]
+        return [(city, float(probability[city]), float(share[city])) for city in order.tolist()]
+
+
+def as_rows(
+    name: str | Path, resemblance: Resemblance, classes: Sequence[str], figure: str
+) -> list[dict]:
+    """Give the rows of places.csv of one file, a row for each of the most similar cities."""
+    return [
+        {
+            "file": name,
+            "patches": resemblance.patches,
+            "rank": rank,
+            "city": classes[city],
+            "code": city_code(classes[city]),
+            "mean_probability": f"{probability:.6f}",
+            "share_of_patches": f"{share:.6f}",
+            "figure": figure,
+        }
+        for rank, (city, probability, share) in enumerate(resemblance.most_similar(), 1)
+    ]
+
+
+def as_line(name: str | Path, resemblance: Resemblance, classes: Sequence[str]) -> str:
+    """Give the line of one file that is printed below HEADLINE."""
+    cities = "  ".join(
+        f"{printable(city_code(classes[city]))} {100 * probability:.1f} % ({100 * share:.0f} %)"
+        for city, probability, share in resemblance.most_similar()
+    )
+    name = printable(name)
+    if len(name) >= 40:
+        # The end: rasters of different sites often have the same name, their folders tell them
+        # apart.
+        name = f"...{name[-36:]}"
+    return f"{name:<40}{resemblance.patches:>8}   {cities}"
+
+
+def closing_words(patch_size: int, cities: int) -> str:
+    """Say what the numbers mean, and what they do not."""
+    return (
+        f"each patch of {patch_size} x {patch_size} pixels counts alike,"
+        " so a large raster counts more; a share is no proof:"
+        f" the network knows only these {cities} cities"
+    )
+
+
+def compare(
+    paths: Sequence[str | Path],
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    classes: Sequence[str],
+    device: torch.device,
+    dtype: torch.dtype,
+    out: Path,
+) -> None:
+    """Print, and write to <out>/places.csv, which cities the files resemble.
+
+    Each raster of several patches gets a figure: <out>/<its name>.jpg.
     InputError at the end, when all else is written, if the pixels of a file could not be read.
     """
-    # What a file of other people's does not say is as published.
-    image_size, patch_size, stride = (
-        checkpoint.image_size,
-        checkpoint.patch_size or 480,
-        checkpoint.stride or 240,
-    )
-    step = max(1, round(stride * image_size / patch_size))
-    files = find_files(paths, patch_size)
+    windows = Windows.of(checkpoint)
+    files = find_files(paths, windows.patch_size)
     out.mkdir(parents=True, exist_ok=True)
-    codes, rows, faults, names = [city_code(city) for city in classes], [], [], set()
-    sums, votes, count = np.zeros(len(classes)), np.zeros(len(classes), int), 0
-    print(
-        f"{'file':<40}{'patches':>8}   most similar cities: mean probability of its patches (share of patches that it is the likeliest for)"
-    )
+    rows = []
+    figures = set()
+    faults = []
+    total = None
+    print(HEADLINE)
+    megapixels = sum(file.width * file.height for file in files) / 1e6
     with tqdm(
-        total=sum(width * height for _, width, height in files) / 1e6,
-        desc="comparing",
-        unit=" megapixels",
-        disable=None,
-        leave=False,
+        total=megapixels, desc="comparing", unit=" megapixels", disable=None, leave=False
     ) as bar:
-        for file, width, height in files:
+        for file in files:
             try:
-                raster = image_files.read_image(file)
+                raster = image_files.read_image(file.path)
             except UnreadableImage as error:
-                faults.append(f"--images {printable(file)}: {error}")
+                faults.append(f"--images {printable(file.path)}: {error}")
                 continue
-            # Resized as a whole and then cut, as preprocessing.py does.
-            pixels = np.asarray(
-                image_files.resize(
-                    raster,
-                    [max(image_size, round(n * image_size / patch_size)) for n in raster.size],
-                )
-            )
-            corners, probabilities = classify(model, pixels, checkpoint, step, device, dtype)
-            best = probabilities.argmax(1)
+            pixels = windows.resize(raster)
+            corners, probabilities = classify(model, pixels, windows, checkpoint, device, dtype)
             figure = ""
             if len(corners) > 1:
-                figure = next(
-                    name
-                    for name in (
-                        f"{file.stem}{number}.jpg"
-                        for number in ("", *(f"_{k}" for k in range(2, len(files) + 2)))
-                    )
-                    if name not in names
+                figure = _unused_name(file.path.stem, figures)
+                figures.add(figure)
+                by_place = rasters.mean_by_place(
+                    corners, probabilities, pixels.shape, windows.size, windows.step
                 )
-                names.add(figure)
-                with atomic(out / figure, sync=False) as opened:
-                    raster_figures.draw_places(
-                        raster,
-                        by_place(corners, probabilities, pixels.shape, image_size, step),
-                        codes,
-                        printable(Path(*file.parts[-3:])),
-                    ).save(opened, "JPEG", quality=88)
-            found = ranked(
-                probabilities.mean(0), np.bincount(best, minlength=len(classes)) / len(best)
-            )
-            print_line(str(file), len(best), found, codes, bar)
-            rows += as_rows(file, len(best), found, classes, codes, figure)
-            sums, votes, count = (
-                sums + probabilities.sum(0),
-                votes + np.bincount(best, minlength=len(classes)),
-                count + len(best),
-            )
-            bar.update(width * height / 1e6)
-    if count:
-        found = ranked(sums / count, votes / count)
+                write_figure(out / figure, file.path, raster, by_place, classes)
+            resemblance = Resemblance.of(probabilities)
+            bar.write(as_line(file.path, resemblance, classes))
+            rows += as_rows(file.path, resemblance, classes, figure)
+            total = resemblance if total is None else total + resemblance
+            bar.update(file.width * file.height / 1e6)
+    if total is not None:
         if len(files) > 1:
-            print_line(ALL, count, found, codes)
-        rows += as_rows(ALL, count, found, classes, codes, "")
-        write_rows(out / "places.csv", COLUMNS, rows)
-        print(
-            f"each patch of {patch_size} x {patch_size} pixels counts alike, so a large raster counts more; a share is no proof: "
-            f"the network knows only these {len(classes)} cities\nresults: {out}/places.csv"
-            + (", a picture for each raster" if names else "")
-        )
+            print(as_line(ALL, total, classes))
+        rows += as_rows(ALL, total, classes, figure="")
+        write_rows(out / "places.csv", rows[0], (row.values() for row in rows))
+        print(closing_words(windows.patch_size, len(classes)))
+        print(f"results: {out}/places.csv" + (", a picture for each raster" if figures else ""))
     if faults:
         raise InputError("\n".join(faults))
 
 
-def classify(model, pixels, checkpoint, step, device, dtype):
-    """Upper left corners (n, 2) as (y, x) of the windows that cover pixels (uint8 (H, W, 3) at the network's scale), and probabilities (n, K)."""
-    size, batch_size = checkpoint.image_size, 512 if device.type == "cuda" else 64
-    corners = np.array(
-        [
-            (y, x)
-            for y in rasters.window_starts(pixels.shape[0], size, step)
-            for x in rasters.window_starts(pixels.shape[1], size, step)
-        ]
-    )
-    found = []
+def _unused_name(stem: str, used: set[str]) -> str:
+    """Give <stem>.jpg, or <stem>_2.jpg and so on where that name is taken."""
+    name = f"{stem}.jpg"
+    number = 2
+    while name in used:
+        name = f"{stem}_{number}.jpg"
+        number += 1
+    return name
+
+
+def write_figure(
+    path: Path, file: Path, raster: Image.Image, by_place: np.ndarray, classes: Sequence[str]
+) -> None:
+    """Write the figure of a raster. file: where it was read, by_place: (rows, cols, K)."""
+    codes = [city_code(city) for city in classes]
+    title = printable(Path(*file.parts[-3:]))
+    panels.save_jpeg(path, raster_figures.raster_figure(raster, by_place, codes, title))
+
+
+def classify(
+    model: nn.Module,
+    pixels: np.ndarray,
+    windows: Windows,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[list[tuple[int, int]], np.ndarray]:
+    """Upper left corners (y, x) of the n windows that cover a raster, and probabilities (n, K).
+
+    pixels: uint8 (H, W, 3) at the network's scale; probabilities: float64.
+    """
+    batch_size = 512 if device.type == "cuda" else 64
+    corners = rasters.window_corners(*pixels.shape[:2], windows.size, windows.step)
+    probabilities = []
     with torch.inference_mode(), devices.autocast(device, dtype):
         for i in range(0, len(corners), batch_size):
-            batch = torch.from_numpy(
-                np.stack(
-                    [pixels[y : y + size, x : x + size] for y, x in corners[i : i + batch_size]]
-                )
-            )
-            logits = model(transforms.normalise(batch.to(device), checkpoint.mean, checkpoint.std))
-            found.append(logits.float().softmax(1).double().cpu())
-    return corners, torch.cat(found).numpy()
-
-
-def by_place(corners, probabilities, shape, size, step):
-    """Mean probabilities (rows, cols, K) of the patches over each place, on a grid a step wide."""
-    sums = np.zeros((-(-shape[0] // step), -(-shape[1] // step), probabilities.shape[1]))
-    counts = np.zeros(sums.shape[:2])
-    for (y, x), probability in zip(corners, probabilities):
-        cell = (slice(y // step, -(-(y + size) // step)), slice(x // step, -(-(x + size) // step)))
-        sums[cell] += probability
-        counts[cell] += 1
-    return sums / counts[..., None]
-
-
-def ranked(probability, share):
-    """[(class, mean probability, share of patches)] of the most similar cities, by falling mean probability."""
-    return [
-        (city, float(probability[city]), float(share[city]))
-        for city in np.argsort(-probability, kind="stable")[:MOST].tolist()
-    ]
-
-
-def print_line(name, count, found, codes, bar=None):
-    text = "  ".join(
-        f"{printable(codes[city])} {100 * probability:.1f} % ({100 * share:.0f} %)"
-        for city, probability, share in found
-    )
-    name = printable(name)
-    name = (
-        name if len(name) < 40 else f"...{name[-36:]}"
-    )  # rasters of different sites often have the same name: their folder tells them apart
-    (bar.write if bar is not None else print)(f"{name:<40}{count:>8}   {text}")
-
-
-def as_rows(file, count, found, classes, codes, figure):
-    return [
-        (
-            file,
-            count,
-            rank,
-            classes[city],
-            codes[city],
-            f"{probability:.6f}",
-            f"{share:.6f}",
-            figure,
-        )
-        for rank, (city, probability, share) in enumerate(found, 1)
-    ]
+            batch = rasters.cut_windows(pixels, corners[i : i + batch_size], windows.size)
+            images = transforms.normalise(batch.to(device), checkpoint.mean, checkpoint.std)
+            logits = model(images).float()
+            probabilities.append(devices.to_cpu(logits.softmax(1)).double())
+    return corners, torch.cat(probabilities).numpy()

@@ -1,199 +1,227 @@
 """Diagrams, each as PNG and PDF."""
 
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-
-matplotlib.use("Agg")
-import warnings
-
+from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
 from dl_slicer.files import atomic
-from dl_slicer.results.accuracy import calibration
+from dl_slicer.results.accuracy import Calibration, calibration
+
+matplotlib.use("Agg")  # draws into files: no display is needed
+
+INK = "#222222"
+GREY = "#888888"
+FEW_CITIES = 12  # up to so many, there is room for larger labels and for numbers in every cell
 
 
-def draw_reliability(path, true, probabilities):
-    """The reliability diagram as <path>.png and .pdf: in each bin of the highest probability, how often it was right, and how many patches."""
+def draw_reliability(path: Path, true: np.ndarray, probabilities: np.ndarray) -> None:
+    """Draw <path>.png and .pdf: in each bin of the highest probability, how often it was right.
+
+    And below, how many patches the bin has. true (N,) int, probabilities (N, K).
+    """
     bins = 15
-    error, counts, confidence, accuracy = calibration(true, probabilities, bins)
-    figure, (axis, below) = plt.subplots(
+    calibrated = calibration(true, probabilities, bins)
+    accuracy = (probabilities.argmax(1) == true).mean()
+    figure, (upper, lower) = plt.subplots(
         2, 1, figsize=(5, 6), height_ratios=(3, 1), sharex=True, layout="constrained"
     )
-    middle = (np.arange(bins) + 0.5) / bins
-    axis.plot(
-        (0, 1), (0, 1), color="#888888", linestyle="--", linewidth=1, label="perfectly calibrated"
+    middles = (np.arange(bins) + 0.5) / bins
+    width = 0.92 / bins
+    _draw_bins(upper, calibrated, middles, width)
+    upper.set(
+        xlim=(0, 1),
+        ylim=(0, 1.02),
+        ylabel="accuracy",
+        title=f"expected calibration error {100 * calibrated.error:.1f} %,"
+        f" accuracy {100 * accuracy:.1f} %",
     )
-    axis.bar(middle, accuracy, 0.92 / bins, color="#3b78b5", label="accuracy")
-    axis.plot(
-        confidence,
-        confidence,
+    upper.legend(loc="upper left", frameon=False)
+    lower.bar(middles, 100 * calibrated.counts / len(true), width, color=GREY)
+    lower.set(xlabel="confidence (highest probability)", ylabel="% of patches")
+    for axes in (upper, lower):
+        axes.spines[["top", "right"]].set_visible(False)
+    save_plot(path, figure)
+
+
+def _draw_bins(axes: Axes, calibrated: Calibration, middles: np.ndarray, width: float) -> None:
+    axes.plot((0, 1), (0, 1), color=GREY, linestyle="--", linewidth=1, label="perfectly calibrated")
+    axes.bar(middles, calibrated.accuracy, width, color="#3b78b5", label="accuracy")
+    axes.plot(
+        calibrated.confidence,
+        calibrated.confidence,
         "_",
         color="#c2410c",
         markersize=11,
         markeredgewidth=2,
         label="mean confidence",
     )
-    axis.set(
-        xlim=(0, 1),
-        ylim=(0, 1.02),
-        ylabel="accuracy",
-        title=f"expected calibration error {100 * error:.1f} %, accuracy "
-        f"{100 * (probabilities.argmax(1) == true).mean():.1f} %",
-    )
-    axis.legend(loc="upper left", frameon=False)
-    below.bar(middle, 100 * counts / len(true), 0.92 / bins, color="#888888")
-    below.set(xlabel="confidence (highest probability)", ylabel="% of patches")
-    for each in (axis, below):
-        each.spines[["top", "right"]].set_visible(False)
-    save_plot(path, figure)
 
 
-def draw_confusion(path, matrix, codes, percent):
-    """The confusion matrix as <path>.png and .pdf: rows are true cities, coloured by their share, written as counts or per cent."""
+def draw_confusion(path: Path, matrix: np.ndarray, codes: Sequence[str], percent: bool) -> None:
+    """Draw the confusion matrix (K, K) as <path>.png and .pdf: rows are true cities.
+
+    Coloured by their share of the row, written as counts or per cent.
+    """
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     side = max(4.5, 0.36 * len(codes) + 1.6)
     figure, axes = plt.subplots(figsize=(side + 0.8, side), layout="constrained")
     image = axes.imshow(100 * share, cmap="Blues", vmin=0, vmax=100)
-    size = 10 if len(codes) <= 12 else 7
-    for i, j in np.ndindex(*matrix.shape):
-        if matrix[i, j]:
-            text = f"{100 * share[i, j]:.0f}" if percent else str(matrix[i, j])
-            axes.text(
-                j,
-                i,
-                text,
-                ha="center",
-                va="center",
-                fontsize=size - (len(text) > 3),
-                color="white" if share[i, j] > 0.55 else "#222222",
-            )
-    axes.set_xticks(
-        range(len(codes)),
-        codes,
-        rotation=90,
-        fontsize=size + 1,
-        family="monospace",
-        parse_math=False,
-    )
-    axes.set_yticks(
-        range(len(codes)), codes, fontsize=size + 1, family="monospace", parse_math=False
-    )
+    size = 10 if len(codes) <= FEW_CITIES else 7
+    for row, column in np.ndindex(*matrix.shape):
+        if matrix[row, column]:
+            text = f"{100 * share[row, column]:.0f}" if percent else str(matrix[row, column])
+            text_size = size - 1 if len(text) > 3 else size
+            colour = "white" if share[row, column] > 0.55 else INK
+            _write_in_cell(axes, row, column, text, text_size, colour)
+    _label_with_codes(axes, codes, size + 1)
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title("patches, % of each true city" if percent else "patches")
-    axes.tick_params(length=0)
-    axes.set_xticks(np.arange(len(codes)) - 0.5, minor=True)
-    axes.set_yticks(np.arange(len(codes)) - 0.5, minor=True)
-    axes.grid(which="minor", color="#dddddd", linewidth=0.4)
-    axes.tick_params(which="minor", length=0)
+    _draw_cell_borders(axes, len(codes))
     figure.colorbar(image, ax=axes, shrink=0.6, label="% of the true city's patches")
     save_plot(path, figure)
 
 
-def draw_resemblance(path, confusion, features, codes):
-    """<path>.png and .pdf: both views as heat maps, cities in the order of a dendrogram of the features (average linkage of 1 - cosine).
+def _write_in_cell(axes: Axes, row: int, column: int, text: str, size: float, colour: str) -> None:
+    axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
 
-    One order for both, and the dendrogram beside both, so that they can be compared; from the features, since most pairs are never confused.
+
+def _label_with_codes(axes: Axes, codes: Sequence[str], size: float) -> None:
+    """Write the cities' codes below and left of a square map."""
+    # A code is no formula, whatever signs it has.
+    style = {"fontsize": size, "family": "monospace", "parse_math": False}
+    axes.set_xticks(range(len(codes)), codes, rotation=90, **style)
+    axes.set_yticks(range(len(codes)), codes, **style)
+    axes.tick_params(length=0)
+
+
+def _draw_cell_borders(axes: Axes, cities: int) -> None:
+    axes.set_xticks(np.arange(cities) - 0.5, minor=True)
+    axes.set_yticks(np.arange(cities) - 0.5, minor=True)
+    axes.grid(which="minor", color="#dddddd", linewidth=0.4)
+    axes.tick_params(which="minor", length=0)
+
+
+class Tree(NamedTuple):
+    """Cities in the order of a dendrogram."""
+
+    order: np.ndarray  # (n,) class numbers, from top to bottom
+    links: np.ndarray | None  # of the dendrogram as scipy gives them; None for less than two
+
+
+def draw_resemblance(
+    path: Path, confusion_view: np.ndarray, feature_view: np.ndarray, codes: Sequence[str]
+) -> None:
+    """Draw both views of resemblance.py as heat maps into <path>.png and .pdf.
+
+    Cities are in the order of a dendrogram of the features (average linkage of 1 - cosine). One
+    order for both, and the dendrogram beside both, so that they can be compared; from the
+    features, since most pairs are never confused.
     """
-    present = np.flatnonzero(~np.isnan(features).all(1))
-    links = None
-    if len(present) < 2:  # nothing to compare: empty maps
-        present = np.arange(len(codes))
-    else:
-        distance = 1 - features[np.ix_(present, present)]
-        np.fill_diagonal(distance, 0)
-        links = hierarchy.linkage(
-            squareform(distance, checks=False), "average", optimal_ordering=True
-        )
-        present = present[hierarchy.leaves_list(links)]
-    codes = [codes[i] for i in present]
+    tree = _group_by_features(feature_view)
+    codes = [codes[city] for city in tree.order]
     side = max(3.6, 0.19 * len(codes) + 0.6)
-    figure, axes = plt.subplots(
+    figure, ((upper_tree, upper), (lower_tree, lower)) = plt.subplots(
         2,
         2,
         figsize=(1.25 * side + 1.6, 2 * side + 1.6),
         width_ratios=(0.25, 1),
         layout="constrained",
     )
-    views = (
-        (
-            "features: cosine of centred means",
-            features,
-            "RdBu_r",
-            {"vmin": -1, "vmax": 1},
-            lambda value: f"{value:.2f}".replace("0.", "."),
-        ),
-        (
-            "confusions: % taken for each other",
-            100 * confusion,
-            "Blues",
-            None,
-            lambda value: f"{value:.1f}" if value < 9.95 else f"{value:.0f}",
-        ),
-    )
-    for (tree, axis), (title, view, colours, limits, text) in zip(axes, views):
-        if links is None:
-            tree.axis("off")
-        else:
-            hierarchy.dendrogram(
-                links,
-                orientation="left",
-                no_labels=True,
-                ax=tree,
-                color_threshold=0,
-                above_threshold_color="#444444",
-            )
-            tree.set_ylim(
-                10 * len(codes), 0
-            )  # leaves lie at 5, 15, ...; the first on top, as in the heat maps
-            tree.set_xlabel("1 - cosine", fontsize=9)
-            tree.spines[["left", "right", "top"]].set_visible(False)
-        view = view[np.ix_(present, present)]
-        top = np.nanmax(view) if np.isfinite(view).any() else 0
-        limits = limits or {
-            "norm": PowerNorm(0.5, 0, top if top > 0 else 1)
-        }  # a root: a few pairs have most of the confusions
-        axis.set_facecolor("#e4e4e4")
-        image = axis.imshow(view, cmap=colours, interpolation="nearest", aspect="auto", **limits)
-        size = 10 if len(codes) <= 12 else 9
-        axis.set_xticks(
-            range(len(codes)),
-            codes,
-            rotation=90,
-            fontsize=size,
-            family="monospace",
-            parse_math=False,
-        )
-        axis.set_yticks(
-            range(len(codes)), codes, fontsize=size, family="monospace", parse_math=False
-        )
-        axis.tick_params(length=0)
-        axis.set_title(title, fontsize=11)
-        if len(codes) <= 12:
-            for i, j in np.argwhere(np.isfinite(view) & (view != 0)):
-                red, green, blue, _ = image.cmap(image.norm(view[i, j]))
-                dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-                axis.text(
-                    j,
-                    i,
-                    text(view[i, j]),
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color="white" if dark else "#222222",
-                )
-        figure.colorbar(image, ax=axis, shrink=0.6, pad=0.01)
+    rearranged = np.ix_(tree.order, tree.order)
+
+    _draw_tree(upper_tree, tree)
+    cosines = feature_view[rearranged]
+    image = _draw_heat_map(upper, cosines, codes, cmap="RdBu_r", vmin=-1, vmax=1)
+    upper.set_title("features: cosine of centred means", fontsize=11)
+    _write_values(upper, image, cosines, _without_leading_zero)
+    figure.colorbar(image, ax=upper, shrink=0.6, pad=0.01)
+
+    _draw_tree(lower_tree, tree)
+    confusions = (100 * confusion_view)[rearranged]
+    image = _draw_heat_map(lower, confusions, codes, cmap="Blues", norm=_root_scale(confusions))
+    lower.set_title("confusions: % taken for each other", fontsize=11)
+    _write_values(lower, image, confusions, _two_digits)
+    figure.colorbar(image, ax=lower, shrink=0.6, pad=0.01)
     save_plot(path, figure)
 
 
-def save_plot(path, figure):
-    """<path>.png and .pdf; the figure is closed."""
+def _group_by_features(feature_view: np.ndarray) -> Tree:
+    present = np.flatnonzero(~np.isnan(feature_view).all(1))
+    if len(present) < 2:  # nothing to compare: empty maps of all cities
+        return Tree(np.arange(len(feature_view)), None)
+    distance = 1 - feature_view[np.ix_(present, present)]
+    np.fill_diagonal(distance, 0)
+    condensed = squareform(distance, checks=False)
+    links = hierarchy.linkage(condensed, "average", optimal_ordering=True)
+    return Tree(present[hierarchy.leaves_list(links)], links)
+
+
+def _draw_tree(axes: Axes, tree: Tree) -> None:
+    if tree.links is None:
+        axes.axis("off")
+        return
+    hierarchy.dendrogram(
+        tree.links,
+        orientation="left",
+        no_labels=True,
+        ax=axes,
+        color_threshold=0,
+        above_threshold_color="#444444",
+    )
+    # Leaves lie at 5, 15, ...: the first on top, as in the heat maps.
+    axes.set_ylim(10 * len(tree.order), 0)
+    axes.set_xlabel("1 - cosine", fontsize=9)
+    axes.spines[["left", "right", "top"]].set_visible(False)
+
+
+def _draw_heat_map(axes: Axes, values: np.ndarray, codes: Sequence[str], **colours):
+    """Draw a square map; grey where there is no value. colours: of imshow."""
+    axes.set_facecolor("#e4e4e4")
+    image = axes.imshow(values, interpolation="nearest", aspect="auto", **colours)
+    _label_with_codes(axes, codes, 10 if len(codes) <= FEW_CITIES else 9)
+    return image
+
+
+def _root_scale(values: np.ndarray) -> PowerNorm:
+    """Scale colours by the square root: a few pairs have most of the confusions."""
+    highest = np.nanmax(values) if np.isfinite(values).any() else 0
+    return PowerNorm(0.5, 0, highest if highest > 0 else 1)
+
+
+def _write_values(axes: Axes, image, values: np.ndarray, as_text) -> None:
+    """Write every value but 0 into its cell, if there is room; light on dark colours."""
+    if len(values) > FEW_CITIES:
+        return
+    for row, column in np.argwhere(np.isfinite(values) & (values != 0)):
+        value = values[row, column]
+        red, green, blue, _ = image.cmap(image.norm(value))
+        is_dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+        _write_in_cell(axes, row, column, as_text(value), 8, "white" if is_dark else INK)
+
+
+def _without_leading_zero(value: float) -> str:
+    return f"{value:.2f}".replace("0.", ".")
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
+
+
+def save_plot(path: Path, figure: Figure) -> None:
+    """Write a figure to <path>.png and .pdf, and close it."""
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Glyph"
-        )  # a label in a script that the font lacks is drawn as boxes
+        # A label in a script that the font lacks is drawn as boxes.
+        warnings.filterwarnings("ignore", "Glyph")
         for kind in ("png", "pdf"):
             with atomic(path.with_name(f"{path.name}.{kind}")) as file:
                 figure.savefig(file, dpi=150, format=kind)

@@ -1,141 +1,154 @@
-"""Figures of whole rasters."""
+"""The figure of a whole raster: the city that each place resembles, and maps of its saliency."""
 
-import matplotlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dl_slicer.results import panels as figures
+from dl_slicer import cities
+from dl_slicer.results import panels
 
-NAMED = 10  # cities with a colour of their own in a figure
-PANEL = 1000  # pixels of the longer side of a figure's pictures
+NAMED = 10  # cities that the legend names
+PANEL = 1000  # pixels of the longer side of each panel
+NARROWEST = 600  # width of a page that has room for a title and a legend
+GAP = 12
+TITLE_HEIGHT = 60
+LABEL_HEIGHT = 30
+LINE_HEIGHT = 34  # of the legend
+WIDE = 0.6  # height / width of rasters whose panels stand below one another
+
+LABEL_STYLE = panels.Style(20, panels.PALE)
+LEGEND_STYLE = panels.Style(20)
 
 
-def draw_places(raster, probability, codes, title):
-    """A Pillow image: the raster, and beside it (below, if it is wide) each place in the colour of its most similar city, with a legend.
+class LegendEntry(NamedTuple):
+    """A colour and what it means."""
 
-    probability: (rows, cols, K), of places on a grid. Cities beyond the NAMED most common are grey.
+    colour: tuple[int, int, int]
+    label: str
+
+
+class Panel(NamedTuple):
+    """A picture and what it shows."""
+
+    label: str
+    picture: Image.Image
+
+
+def raster_figure(
+    raster: Image.Image,
+    probability: np.ndarray,
+    codes: Sequence[str],
+    title: str,
+    maps: dict[str, np.ndarray] | None = None,
+) -> Image.Image:
+    """Draw a raster, the most similar city of each place, and the maps of its saliency, if given.
+
+    probability: (rows, cols, K), of places on a grid; codes: of the K cities; maps: {"layer1":
+    (H, W), ...}, of any size. A city has the colour of its class number, as on every figure; cities
+    beyond the NAMED most common are grey. The legend says to what share of the places each city is
+    the most similar.
     """
-    best = probability.argmax(-1)
-    shares = np.bincount(best.ravel(), minlength=len(codes)) / best.size
-    common = [city for city in np.argsort(-shares, kind="stable").tolist() if shares[city]]
-    named, others = common[:NAMED], common[NAMED:]
-    colours = (
-        np.array(matplotlib.colormaps["tab10"].colors)[[0, 1, 2, 3, 4, 8, 6, 9, 5, 7]] * 255
-    ).astype(np.uint8)
-    colours[9] = (40, 40, 40)  # tab10's grey is kept for the others
-    palette = np.full((len(codes), 3), 150, np.uint8)
-    palette[named] = colours[: len(named)]
     ratio = PANEL / max(raster.size)
-    size = tuple(max(1, round(n * ratio)) for n in raster.size)
-    picture = raster.resize(size, Image.Resampling.LANCZOS)
-    places = Image.fromarray(palette[best]).resize(size, Image.Resampling.NEAREST)
-    panels = [
-        ("raster", picture),
-        ("most similar city of each place", Image.blend(picture, places, 0.5)),
-    ]
-
-    gap = 12
-    legend = [(palette[city], f"{codes[city]}  {100 * shares[city]:.0f} %") for city in named]
-    legend += (
-        [((150, 150, 150), f"{len(others)} others  {100 * shares[others].sum():.0f} %")]
-        if others
-        else []
-    )
-    beside = raster.height > 0.6 * raster.width
-    width = max(600, 2 * size[0] + 3 * gap if beside else size[0] + 2 * gap)
-    lines = flow_legend(legend, width - 2 * gap)
-    page = Image.new(
-        "RGB", (width, 60 + (size[1] + 40) * (1 if beside else 2) + 34 * len(lines) + gap), "white"
-    )
-    pen = ImageDraw.Draw(page)
-    figures.text(pen, (gap, 14), title, 28, bold=True, width=width - 2 * gap)
-    for k, (label, panel) in enumerate(panels):
-        x, y = (gap + k * (size[0] + gap), 60) if beside else (gap, 60 + k * (size[1] + 40))
-        figures.text(pen, (x, y), label, 20, figures.PALE, width=size[0])
-        page.paste(panel, (x, y + 30))
-    y = page.height - 34 * len(lines)
-    for line in lines:
-        for x, colour, label in line:
-            pen.rectangle(
-                (gap + x, y + 1, gap + x + 20, y + 21), fill=tuple(int(v) for v in colour)
-            )
-            figures.text(pen, (gap + x + 30, y), label, 20, width=width - 2 * gap - 30)
-        y += 34
-    return page
-
-
-def flow_legend(legend, width):
-    """Lines of a legend: (colour, label) as (x, colour, label), as many in a line as fit."""
-    lines, x = [[]], 0
-    for colour, label in legend:
-        length = 30 + figures.font(20).getlength(label) + 36
-        if x and x + length > width:
-            lines.append([])
-            x = 0
-        lines[-1].append((x, colour, label))
-        x += length
-    return lines
-
-
-LONGEST = 1000  # pixels of a panel's longer side
-
-
-def draw_raster(raster, maps, probability, classes, codes, title):
-    """The figure: the raster, the most probable city of each place, and the blended map of each depth."""
-    ratio = LONGEST / max(raster.size)
-    size = (max(1, round(raster.width * ratio)), max(1, round(raster.height * ratio)))
+    size = tuple(max(1, round(length * ratio)) for length in raster.size)
     picture = raster.resize(size, Image.Resampling.LANCZOS)
     best = probability.argmax(-1)
-    shares = np.bincount(best.ravel(), minlength=len(classes)) / best.size
-    common = [city for city in np.argsort(-shares) if shares[city]][:9]
-    palette = np.full((len(classes), 3), 150, np.uint8)  # grey for what the legend does not name
-    palette[common] = (np.array(matplotlib.colormaps["tab10"].colors)[: len(common)] * 255).astype(
-        np.uint8
-    )
+    palette, legend = colour_cities(best, codes)
     places = Image.fromarray(palette[best]).resize(size, Image.Resampling.NEAREST)
-    panels = [("raster", picture), ("predicted city", Image.blend(picture, places, 0.45))]
-    for layer, values in maps.items():
-        low, high = np.percentile(
-            values, (1, 99.5)
-        )  # single hot pixels would leave a large raster blank
-        values = (
-            np.clip((values - low) / (high - low), 0, 1) if high > low else np.zeros_like(values)
-        )
-        panels.append(
-            (
-                layer,
-                figures.heat(
-                    picture,
-                    np.asarray(
-                        Image.fromarray(values.astype(np.float32)).resize(
-                            size, Image.Resampling.BILINEAR
-                        )
-                    ),
-                ),
-            )
-        )
-    columns = min(3, len(panels))
-    lines = -(-len(panels) // columns)
-    gap = figures.GAP
-    page = Image.new(
-        "RGB", (columns * (size[0] + gap) + gap, 60 + lines * (size[1] + 34) + 70), "white"
-    )
+    shown = [
+        Panel("raster", picture),
+        Panel("most similar city of each place", Image.blend(picture, places, 0.5)),
+    ]
+    for layer, values in (maps or {}).items():
+        shown.append(Panel(layer, panels.overlay(picture, _fitted(values, size))))
+    return _arrange(shown, legend, title, scale_bar=bool(maps))
+
+
+def colour_cities(best: np.ndarray, codes: Sequence[str]) -> tuple[np.ndarray, list[LegendEntry]]:
+    """Palette uint8 (K, 3) and legend of the class numbers best (rows, cols) of all places."""
+    shares = np.bincount(best.ravel(), minlength=len(codes)) / best.size
+    by_share = np.argsort(-shares, kind="stable").tolist()
+    common = [city for city in by_share if shares[city]]
+    named = common[:NAMED]
+    others = common[NAMED:]
+    palette = np.full((len(codes), 3), cities.OTHERS, np.uint8)
+    legend = []
+    for city in named:
+        colour = cities.colour(city)
+        palette[city] = colour
+        legend.append(LegendEntry(colour, f"{codes[city]}  {100 * shares[city]:.0f} %"))
+    if others:
+        label = f"{len(others)} others  {100 * shares[others].sum():.0f} %"
+        legend.append(LegendEntry(cities.OTHERS, label))
+    return palette, legend
+
+
+def _fitted(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A map (H, W) scaled to 0 ... 1 and resized to (width, height)."""
+    # Percentiles, since single hot pixels would leave a large raster blank.
+    low, high = np.percentile(values, (1, 99.5))
+    scaled = np.zeros_like(values)
+    if high > low:
+        scaled = np.clip((values - low) / (high - low), 0, 1)
+    image = Image.fromarray(scaled.astype(np.float32))
+    return np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+
+
+def _arrange(
+    shown: list[Panel], legend: list[LegendEntry], title: str, scale_bar: bool
+) -> Image.Image:
+    """A page of panels of one size below a title, with the legend at the foot."""
+    panel_width, panel_height = shown[0].picture.size
+    columns = 2 if len(shown) == 2 else 3
+    if panel_height <= WIDE * panel_width:
+        columns -= 1
+    rows = -(-len(shown) // columns)
+    # A narrow panel gets a cell as wide as the longest label.
+    label_width = max(panels.font(LABEL_STYLE.size).getlength(panel.label) for panel in shown)
+    cell_width = max(panel_width, round(label_width) + GAP) + GAP
+    cell_height = LABEL_HEIGHT + panel_height + 10
+
+    width = max(NARROWEST, columns * cell_width + GAP)
+    lines = list(_flow(legend, width - 2 * GAP))
+    scale_height = panels.SCALE_HEIGHT if scale_bar else 0
+    legend_top = TITLE_HEIGHT + rows * cell_height + GAP
+    height = legend_top + len(lines) * LINE_HEIGHT + scale_height
+    page = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(page)
-    figures.text(pen, (gap, 14), title, 26, bold=True, width=page.width - 2 * gap)
-    for k, (label, panel) in enumerate(panels):
-        x, y = gap + k % columns * (size[0] + gap), 60 + k // columns * (size[1] + 34)
-        figures.text(
-            pen, (x + size[0] / 2, y + 4), label, 18, figures.PALE, anchor="ma", width=size[0]
-        )
-        page.paste(panel, (x, y + 28))
-    x, y = gap, page.height - 64
-    for city in common:
-        label = f"{codes[city]} {100 * shares[city]:.0f} %"
-        length = pen.textlength(label, figures.font(16)) + 44
-        if x + length > page.width:
-            x, y = gap, y + 26
-        pen.rectangle((x, y + 3, x + 14, y + 17), fill=tuple(int(v) for v in palette[city]))
-        figures.text(pen, (x + 22, y), label, 16)
-        x += length
-    figures.draw_scale(page, page.width - gap - 435, page.height - 28)
+    title_style = panels.Style(28, bold=True)
+    panels.draw_text(pen, (GAP, 14), title, title_style, width - 2 * GAP)
+    for k, panel in enumerate(shown):
+        x = GAP + k % columns * cell_width
+        y = TITLE_HEIGHT + k // columns * cell_height
+        panels.draw_text(pen, (x, y), panel.label, LABEL_STYLE)
+        page.paste(panel.picture, (x, y + LABEL_HEIGHT))
+    for k, line in enumerate(lines):
+        _draw_legend_line(pen, legend_top + k * LINE_HEIGHT, line, width - 2 * GAP)
+    if scale_bar:
+        panels.draw_scale(page, width - GAP - panels.SCALE_WIDTH, height - 28)
     return page
+
+
+def _flow(legend: list[LegendEntry], width: float) -> Iterator[list[tuple[float, LegendEntry]]]:
+    """Lines of a legend, as many entries with their x in a line as fit into the width."""
+    line = []
+    x = 0
+    for entry in legend:
+        length = 30 + panels.font(LEGEND_STYLE.size).getlength(entry.label) + 36
+        if line and x + length > width:
+            yield line
+            line = []
+            x = 0
+        line.append((x, entry))
+        x += length
+    yield line
+
+
+def _draw_legend_line(
+    pen: ImageDraw.ImageDraw, y: int, line: list[tuple[float, LegendEntry]], width: int
+) -> None:
+    for x, entry in line:
+        left = GAP + x
+        pen.rectangle((left, y + 1, left + 20, y + 21), fill=entry.colour)
+        panels.draw_text(pen, (left + 30, y), entry.label, LEGEND_STYLE, width - 30)

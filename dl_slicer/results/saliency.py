@@ -1,166 +1,336 @@
-"""Saliency pictures of patches and rasters."""
+"""Saliency of patches and of whole rasters: maps, figures and tables.
+
+Used by python -m relevance_cam.
+"""
 
 import re
 import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
+from torch import nn
 from tqdm import tqdm
 
+import relevance_cam
 from dl_slicer.cities import city_code
 from dl_slicer.cli import InputError, printable
 from dl_slicer.files import atomic, write_rows
+from dl_slicer.model import devices
+from dl_slicer.model.checkpoints import Checkpoint
 from dl_slicer.patch_sets import image_files, transforms
 from dl_slicer.patch_sets.image_files import UnreadableImage
-from dl_slicer.results import panels as figures
-from dl_slicer.results import raster_figures
-from relevance_cam import __main__, quality, rasters
+from dl_slicer.patch_sets.reading import ArrayPatches, JpegPatches
+from dl_slicer.results import panels, raster_figures
+from dl_slicer.results.raster_windows import Windows
+from relevance_cam import quality, rasters
+
+BATCH_SIZE = 8  # patches explained at a time
+
+Patches = ArrayPatches | JpegPatches
+LayerMaps = dict[str, torch.Tensor]
+
+# No bar where stderr is no terminal.
+show_progress = partial(tqdm, disable=None, leave=False)
 
 
-def pick_patches(patch_set, per_city, seed):
-    """Up to so many patches of each city, a pure function of seed and the city's name; in the set's order."""
+def load_methods(names: Sequence[str]) -> dict[str, Callable]:
+    """Give the classes of the methods, each once: {name: method(model, layers)}."""
+    methods = {name: relevance_cam.load_method(name) for name in names}
+    if "score-cam" in methods:
+        # The one method so slow that it needs a bar of its own.
+        methods["score-cam"] = partial(methods["score-cam"], progress=show_progress)
+    return methods
+
+
+def pick_patches(patch_set: Patches, per_city: int, seed: int) -> np.ndarray:
+    """Indices (n,) of up to so many patches of each city, in the set's order.
+
+    Which ones is a pure function of seed and the city's name.
+    """
     chosen = []
     for label, city in enumerate(patch_set.classes):
-        own = np.flatnonzero(patch_set.labels == label)
-        if len(own) < per_city:
+        of_city = np.flatnonzero(patch_set.labels == label)
+        if len(of_city) < per_city:
             print(
-                f"{printable(city)}: has only {len(own)} patches in {patch_set.split}, all of them are drawn"
+                f"{printable(city)}: has only {len(of_city)} patches in {patch_set.split},"
+                " all of them are drawn"
             )
-        order = np.random.default_rng([seed, zlib.crc32(city.encode())]).permutation(len(own))
-        chosen += sorted(own[order[:per_city]].tolist())
+        order = np.random.default_rng([seed, zlib.crc32(city.encode())]).permutation(len(of_city))
+        chosen += sorted(of_city[order[:per_city]].tolist())
     return np.array(chosen)
 
 
-def explain(methods, patch_set, chosen, checkpoint, target, device, batch_size=8):
-    """{method: {layer: raw maps (N, h, w)}} and logits (N, K) on the CPU."""
-    maps, logits = {name: {} for name in methods}, []
-    for i in tqdm(
-        range(0, len(chosen), batch_size),
-        desc="explaining",
-        unit=" batches",
-        disable=None,
-        leave=False,
-    ):
-        images = torch.from_numpy(patch_set.read(chosen[i : i + batch_size])).to(device)
-        images = transforms.normalise(images, checkpoint.mean, checkpoint.std)
+@dataclass
+class Explanations:
+    """Patches, and what several methods say of them."""
+
+    patch_set: Patches
+    chosen: np.ndarray  # indices (n,) in the set
+    target: int | None  # the class explained; None: of each patch the predicted one
+    maps: dict[str, LayerMaps]  # {method: {layer: raw maps (n, h, w) on the CPU}}
+    logits: torch.Tensor  # float32 (n, K) on the CPU
+
+
+def explain(
+    methods: dict[str, Callable],
+    patch_set: Patches,
+    chosen: np.ndarray,
+    checkpoint: Checkpoint,
+    target: int | None,
+    device: torch.device,
+) -> Explanations:
+    """Explain the chosen patches by each method.
+
+    methods: {name: RelevanceCAM(model, layers), ...}; target: class index, or None for each patch's
+    predicted one.
+    """
+    parts = {name: {} for name in methods}
+    logits = []
+    starts = range(0, len(chosen), BATCH_SIZE)
+    for i in show_progress(starts, desc="explaining", unit=" batches"):
+        images = _read(patch_set, chosen[i : i + BATCH_SIZE], checkpoint, device)
         for name, method in methods.items():
-            found, scores = method(images, target)
-            for layer, values in found.items():
-                maps[name].setdefault(layer, []).append(values.float().cpu())
-        logits.append(scores.float().cpu())
-    return {
-        name: {layer: torch.cat(parts) for layer, parts in by_layer.items()}
-        for name, by_layer in maps.items()
-    }, torch.cat(logits)
+            maps, scores = method(images, target)
+            for layer, values in maps.items():
+                parts[name].setdefault(layer, []).append(devices.to_cpu(values.float()))
+        # All methods give the same logits.
+        logits.append(devices.to_cpu(scores.float()))
+    maps = {
+        name: {layer: torch.cat(values) for layer, values in by_layer.items()}
+        for name, by_layer in parts.items()
+    }
+    return Explanations(patch_set, chosen, target, maps, torch.cat(logits))
 
 
-def draw_figures(out, patch_set, chosen, maps, logits, target, raw):
-    """Write every figure. Returns the rows of patches.csv."""
-    classes, codes = patch_set.classes, [city_code(city) for city in patch_set.classes]
-    probabilities, rows = logits.softmax(1), []
-    first = next(iter(maps))
-    with tqdm(total=len(chosen), desc="drawing", unit=" patches", disable=None, leave=False) as bar:
-        for label in sorted(set(patch_set.labels[chosen].tolist())):
-            pictures, found, labels = [], [], []
-            for k in np.flatnonzero(patch_set.labels[chosen] == label):
-                index, predicted = int(chosen[k]), int(logits[k].argmax())
-                explained = predicted if target is None else target
-                own = {
-                    name: {layer: values[k] for layer, values in by_layer.items()}
-                    for name, by_layer in maps.items()
-                }
-                picture = patch_set.original(index, raw).convert("RGB")
-                title = f"true {classes[label]}, predicted {classes[predicted]} {100 * probabilities[k, predicted]:.1f} %"
-                if explained != predicted:
-                    title += f", explained {classes[explained]} {100 * probabilities[k, explained]:.1f} %"
-                name = f"{len(pictures) + 1:02d}_{re.sub(r'[^0-9A-Za-z_.-]+', '_', patch_set.name(index).split('/', 1)[1])}"
-                file = out / classes[label] / f"{name}.jpg"
-                right = predicted == label
-                save(file, figures.patch_figure(picture, own[first], title, right))
-                if len(maps) > 1:
-                    save(
-                        file.with_name(f"{name}_methods.jpg"),
-                        figures.comparison_figure(picture, own, title, right),
-                    )
+def _read(
+    patch_set: Patches, indices: np.ndarray, checkpoint: Checkpoint, device: torch.device
+) -> torch.Tensor:
+    """Give patches as the network's input (n, 3, h, w)."""
+    images = torch.from_numpy(patch_set.read(indices)).to(device)
+    return transforms.normalise(images, checkpoint.mean, checkpoint.std)
+
+
+@dataclass
+class ExplainedPatch:
+    """What the figures and the table say of one patch."""
+
+    index: int  # in the patch set
+    name: str
+    true: str  # city
+    predicted: str
+    explained: str
+    predicted_probability: torch.Tensor  # float32 scalar
+    explained_probability: torch.Tensor
+    maps: dict[str, LayerMaps]  # {method: {layer: (h, w)}}
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the patch was recognised."""
+        return self.predicted == self.true
+
+
+def explained_patches(explanations: Explanations) -> list[ExplainedPatch]:
+    """Give what is said of each patch, one by one."""
+    patch_set = explanations.patch_set
+    classes = patch_set.classes
+    probabilities = explanations.logits.softmax(1)
+    patches = []
+    for k, index in enumerate(explanations.chosen.tolist()):
+        predicted = int(explanations.logits[k].argmax())
+        explained = predicted if explanations.target is None else explanations.target
+        maps = {
+            method: {layer: values[k] for layer, values in by_layer.items()}
+            for method, by_layer in explanations.maps.items()
+        }
+        patch = ExplainedPatch(
+            index=index,
+            name=patch_set.name(index),
+            true=classes[patch_set.labels[index]],
+            predicted=classes[predicted],
+            explained=classes[explained],
+            predicted_probability=probabilities[k, predicted],
+            explained_probability=probabilities[k, explained],
+            maps=maps,
+        )
+        patches.append(patch)
+    return patches
+
+
+def write_figures(
+    out: Path, explanations: Explanations, raw: str | Path | None
+) -> list[dict[str, str]]:
+    """Write a figure for each patch and a contact sheet for each city, as JPEGs below out.
+
+    With several methods also a figure for each patch that has them side by side.
+    raw: folder of the rasters, None for where the patch set says they are.
+    Returns the rows of patches.csv, city by city.
+    """
+    patch_set = explanations.patch_set
+    by_city = {city: [] for city in patch_set.classes}
+    for patch in explained_patches(explanations):
+        by_city[patch.true].append(patch)
+    rows = []
+    progress = show_progress(total=len(explanations.chosen), desc="drawing", unit=" patches")
+    with progress as bar:
+        for city, patches in by_city.items():
+            pictures = []
+            for number, patch in enumerate(patches, 1):
+                picture = patch_set.original(patch.index, raw).convert("RGB")
+                figure = write_patch(out, number, patch, picture)
+                rows.append(as_row(patch, figure.relative_to(out)))
                 pictures.append(picture)
-                found.append(own[first])
-                ink = figures.RIGHT if right else figures.WRONG
-                labels.append(
-                    [
-                        (f"predicted {codes[predicted]}", ink),
-                        (f"{100 * probabilities[k, predicted]:.1f} %", ink),
-                    ]
-                    + (
-                        [(f"explained {codes[explained]}", figures.INK)]
-                        if explained != predicted
-                        else []
-                    )
-                )
-                rows.append(
-                    {
-                        "patch": patch_set.name(index),
-                        "true": classes[label],
-                        "predicted": classes[predicted],
-                        "probability": f"{probabilities[k, predicted]:.6f}",
-                        "explained": classes[explained],
-                        "figure": file.relative_to(out).as_posix(),
-                    }
-                )
                 bar.update()
-            save(
-                out / f"{classes[label]}.jpg",
-                figures.contact_sheet(pictures, found, f"{classes[label]}: {first}", labels),
-            )
+            if patches:
+                write_contact_sheet(out / f"{city}.jpg", patches, pictures)
     return rows
 
 
-def save(path, picture):
-    with atomic(path, sync=False) as file:
-        picture.save(file, "JPEG", quality=88)
+def write_patch(out: Path, number: int, patch: ExplainedPatch, picture: Image.Image) -> Path:
+    """Write <out>/<city>/<number>_<patch>.jpg, and <...>_methods.jpg if there are several.
+
+    Returns the path of the first.
+    """
+    probability = 100 * patch.predicted_probability
+    title = f"true {patch.true}, predicted {patch.predicted} {probability:.1f} %"
+    if patch.explained != patch.predicted:
+        title += f", explained {patch.explained} {100 * patch.explained_probability:.1f} %"
+    below_city = patch.name.split("/", 1)[1]
+    name = f"{number:02d}_{re.sub(r'[^0-9A-Za-z_.-]+', '_', below_city)}"
+    figure = out / patch.true / f"{name}.jpg"
+    first = next(iter(patch.maps.values()))
+    panels.save_jpeg(figure, panels.patch_figure(picture, first, title, patch.is_right))
+    if len(patch.maps) > 1:
+        page = panels.comparison_figure(picture, patch.maps, title, patch.is_right)
+        panels.save_jpeg(figure.with_name(f"{name}_methods.jpg"), page)
+    return figure
 
 
-def explain_raster(args, checkpoint, methods, target, device, out):
-    """Write <raster>_<method>.jpg for a whole raster, and its maps if asked for."""
-    file, classes = Path(args.raster), checkpoint.classes
-    size, patch_size = checkpoint.image_size, checkpoint.patch_size or 480
-    step = max(1, round((checkpoint.stride or 240) * size / patch_size))
+def write_contact_sheet(
+    file: Path, patches: Sequence[ExplainedPatch], pictures: Sequence[Image.Image]
+) -> None:
+    """Write all patches of a city with the maps of the first method, a row each."""
+    method = next(iter(patches[0].maps))
+    labels = []
+    for patch in patches:
+        colour = panels.RIGHT if patch.is_right else panels.WRONG
+        label = [
+            (f"predicted {city_code(patch.predicted)}", colour),
+            (f"{100 * patch.predicted_probability:.1f} %", colour),
+        ]
+        if patch.explained != patch.predicted:
+            label.append((f"explained {city_code(patch.explained)}", panels.INK))
+        labels.append(label)
+    maps = [patch.maps[method] for patch in patches]
+    panels.save_jpeg(
+        file, panels.contact_sheet(pictures, maps, f"{patches[0].true}: {method}", labels)
+    )
+
+
+def as_row(patch: ExplainedPatch, figure: Path) -> dict[str, str]:
+    """Give the row of patches.csv. figure: path relative to the table."""
+    return {
+        "patch": patch.name,
+        "true": patch.true,
+        "predicted": patch.predicted,
+        "probability": f"{patch.predicted_probability:.6f}",
+        "explained": patch.explained,
+        "figure": figure.as_posix(),
+    }
+
+
+def write_maps(path: Path, explanations: Explanations) -> None:
+    """Write maps.npz: raw maps (n, h, w) by <method>/<layer>, patch (n,), logits, classes."""
+    patch_set = explanations.patch_set
+    arrays = {
+        f"{name}/{layer}": values.numpy()
+        for name, by_layer in explanations.maps.items()
+        for layer, values in by_layer.items()
+    }
+    with atomic(path) as file:
+        np.savez_compressed(
+            file,
+            patch=[patch_set.name(int(index)) for index in explanations.chosen],
+            logits=explanations.logits.numpy(),
+            classes=patch_set.classes,
+            **arrays,
+        )
+
+
+def write_quality(
+    path: Path,
+    model: nn.Module,
+    method_classes: dict[str, Callable],
+    explanations: Explanations,
+    checkpoint: Checkpoint,
+    layers: Sequence[str],
+    device: torch.device,
+) -> None:
+    """Write quality.csv: a row for each method and depth.
+
+    Average drop, increase, deletion, insertion and randomisation, see relevance_cam.quality.
+    """
+    images = _read(explanations.patch_set, explanations.chosen, checkpoint, device)
+    rows = quality.table(model, method_classes, images, explanations.target, layers)
+    write_rows(path, rows[0], (row.values() for row in rows))
+
+
+def read_raster(file: Path, windows: Windows) -> Image.Image:
+    """Give the raster as an RGB picture. InputError if it cannot be read or is too small."""
     try:
         raster = image_files.read_image(file)
     except UnreadableImage as error:
         raise InputError(f"{printable(file)}: {error}") from None
+    patch_size = windows.patch_size
     if min(raster.size) < patch_size:
         raise InputError(
-            f"{printable(file)}: {raster.width} x {raster.height} pixels, smaller than a patch of {patch_size} x {patch_size}"
+            f"{printable(file)}: {raster.width} x {raster.height} pixels,"
+            f" smaller than a patch of {patch_size} x {patch_size}"
         )
-    pixels = np.asarray(
-        image_files.resize(
-            raster, tuple(max(size, round(n * size / patch_size)) for n in raster.size)
-        )
-    )
+    return raster
+
+
+def explain_raster(
+    file: Path,
+    methods: dict[str, Callable],
+    checkpoint: Checkpoint,
+    target: int | None,
+    device: torch.device,
+    out: Path,
+    save_maps: bool,
+) -> None:
+    """Write <raster>_<method>.jpg for a whole raster, and its maps (.npz) if asked for.
+
+    methods: {name: RelevanceCAM(model, layers), ...}; target: class index, or None for the most
+    probable city. InputError if the file cannot be read or is smaller than a patch.
+    """
+    classes = checkpoint.classes
+    codes = [city_code(city) for city in classes]
+    windows = Windows.of(checkpoint)
+    raster = read_raster(file, windows)
+    pixels = windows.resize(raster)
+
+    def prepare(images: torch.Tensor) -> torch.Tensor:
+        return transforms.normalise(images.to(device), checkpoint.mean, checkpoint.std)
+
     for name, method in methods.items():
         maps, probability, explained = rasters.blend(
-            method,
-            pixels,
-            size,
-            step,
-            lambda images: transforms.normalise(images, checkpoint.mean, checkpoint.std),
-            target,
-            device,
+            method, pixels, windows.size, windows.step, prepare, target, show_progress
         )
         title = f"{printable(file.name)}: {name} for {classes[explained]}"
-        save(
-            out / f"{file.stem}_{name}.jpg",
-            raster_figures.draw_raster(
-                raster, maps, probability, classes, [city_code(c) for c in classes], title
-            ),
-        )
+        figure = out / f"{file.stem}_{name}.jpg"
+        page = raster_figures.raster_figure(raster, probability, codes, title, maps)
+        panels.save_jpeg(figure, page)
         print(
-            f"{printable(file.name)}: explained as {printable(classes[explained])}, mean probability {probability[..., explained].mean():.3f}; "
-            f"{out / f'{file.stem}_{name}.jpg'}"
+            f"{printable(file.name)}: explained as {printable(classes[explained])},"
+            f" mean probability {probability[..., explained].mean():.3f}; {figure}"
         )
-        if args.save_maps:
-            with atomic(out / f"{file.stem}_{name}.npz") as opened:
+        if save_maps:
+            with atomic(figure.with_suffix(".npz")) as opened:
                 np.savez_compressed(
                     opened,
                     probability=probability.astype(np.float32),
@@ -168,18 +338,3 @@ def explain_raster(args, checkpoint, methods, target, device, out):
                     target=explained,
                     **maps,
                 )
-
-
-def write_quality(out, names, model, patch_set, chosen, checkpoint, target, layers, device):
-    """quality.csv: average drop, increase, deletion, insertion and randomisation, a row for each method and depth."""
-    images = transforms.normalise(
-        torch.from_numpy(patch_set.read(chosen)).to(device), checkpoint.mean, checkpoint.std
-    )
-    rows = quality.table(
-        model,
-        {name: __main__.METHODS[name] for name in dict.fromkeys(names)},
-        images,
-        target,
-        layers,
-    )
-    write_rows(out / "quality.csv", rows[0], (row.values() for row in rows))

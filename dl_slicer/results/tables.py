@@ -1,101 +1,239 @@
-"""The tables of a test, on disk and on the terminal."""
+"""The tables of a test, on disk and on the terminal.
+
+What a table has in its columns is decided where its rows are made: per_city.csv in
+accuracy.per_city, similarity.csv in resemblance.city_pairs, nearest.csv in resemblance.nearest,
+predictions.csv and metrics.json below.
+"""
 
 import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from sklearn import metrics
 
 from dl_slicer.cities import city_code
 from dl_slicer.cli import printable
 from dl_slicer.files import atomic, write_rows
+from dl_slicer.patch_sets.reading import ArrayPatches, JpegPatches
 from dl_slicer.results import accuracy, intervals, plots, resemblance
 
+PatchSet = ArrayPatches | JpegPatches
 
-def write_results(out, classes, names, rasters, true, probabilities, features, more):
-    """All tables and pictures of a test. N patches: names and rasters (lists), true (N,) int, probabilities (N, K), features (N, D);
-    more: what else to say in metrics.json. Returns what is in metrics.json, per_city.csv and nearest.csv (dicts)."""
-    predicted, codes = probabilities.argmax(1), [city_code(city) for city in classes]
-    everything = range(len(classes))
-    matrix = metrics.confusion_matrix(true, predicted, labels=everything)
-    write_rows(
-        out / "predictions.csv",
-        ("patch", "true", "predicted", "probability", "true_probability", "raster"),
-        (
-            (
-                names[i],
-                classes[t],
-                classes[p],
-                f"{probabilities[i, p]:.6f}",
-                f"{probabilities[i, t]:.6f}",
-                rasters[i],
-            )
-            for i, (t, p) in enumerate(zip(true, predicted))
-        ),
+
+@dataclass
+class Predictions:
+    """What a network says of N patches of K cities."""
+
+    classes: list[str]  # names of the K cities, in class order
+    names: list[str]  # of the patches
+    rasters: list[str]  # from which the patches are
+    true: np.ndarray  # (N,) int, class numbers
+    probabilities: np.ndarray  # (N, K)
+    features: np.ndarray  # (N, D) of the penultimate layer
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """The likeliest class of each patch: (N,) int."""
+        return self.probabilities.argmax(1)
+
+    @property
+    def codes(self) -> list[str]:
+        """The labels of the cities on figures."""
+        return [city_code(city) for city in self.classes]
+
+    def confusion_matrix(self) -> np.ndarray:
+        """Count patches by true (rows) and predicted city: (K, K) int."""
+        labels = range(len(self.classes))
+        return metrics.confusion_matrix(self.true, self.predicted, labels=labels)
+
+    def summed_probabilities(self) -> np.ndarray:
+        """Sum the probabilities of each true city's patches: (K, K), rows true.
+
+        A confusion matrix in which a patch counts for every city as far as it was taken for it.
+        """
+        labels = range(len(self.classes))
+        return np.array([self.probabilities[self.true == label].sum(0) for label in labels])
+
+
+def collect(
+    patch_set: PatchSet, classes: list[str], logits: torch.Tensor, features: torch.Tensor
+) -> Predictions:
+    """Put together what a network says of every patch of a set.
+
+    logits (N, K) and features (N, D) on the CPU, in the set's order.
+    """
+    patches = range(len(patch_set))
+    return Predictions(
+        classes=classes,
+        names=[patch_set.name(i) for i in patches],
+        rasters=[patch_set.raster(i) for i in patches],
+        true=patch_set.labels.astype(np.int64),
+        probabilities=logits.softmax(1).numpy(),
+        features=features.numpy(),
     )
+
+
+class Results(NamedTuple):
+    """What a test found, as it is written."""
+
+    metrics: dict  # metrics.json
+    cities: list[dict]  # rows of per_city.csv
+    nearest: list[dict]  # rows of nearest.csv
+
+
+class Resemblance(NamedTuple):
+    """The two views of resemblance.py: (K, K) each."""
+
+    by_confusion: np.ndarray
+    by_features: np.ndarray
+
+
+def write_results(out: Path, predictions: Predictions, more: dict) -> Results:
+    """Write all tables and diagrams of a test into a folder.
+
+    more: what else to say in metrics.json.
+    """
+    matrix = predictions.confusion_matrix()
+    views = Resemblance(
+        resemblance.by_confusion(matrix),
+        resemblance.by_features(predictions.features, predictions.true, len(predictions.classes)),
+    )
+    write_predictions(out / "predictions.csv", predictions)
+    write_confusion(out, matrix, predictions)
+    cities = write_cities(out, predictions)
+    nearest = write_resemblance(out, views, predictions)
+    found = summarise(predictions, matrix, views) | more
+    with atomic(out / "metrics.json", "w", encoding="utf-8", errors="backslashreplace") as file:
+        json.dump(found, file, indent=1, ensure_ascii=False, allow_nan=False)
+    return Results(found, cities, nearest)
+
+
+def summarise(predictions: Predictions, matrix: np.ndarray, views: Resemblance) -> dict:
+    """Give what metrics.json says of the predictions. matrix: of confusions, rows true."""
+    true = predictions.true
+    rasters = predictions.rasters
+    overall_interval, _ = intervals.accuracy_intervals(
+        true, predictions.predicted == true, rasters, len(predictions.classes)
+    )
+    _, city_of_raster = intervals.group_by_raster(true, rasters)
+    return {
+        **accuracy.summarise(true, predictions.probabilities),
+        "accuracy_ci95": overall_interval,
+        "interval": intervals.describe_interval(true, rasters),
+        "n_rasters": len(city_of_raster),
+        "raster_accuracy": accuracy.raster_accuracy(true, predictions.probabilities, rasters),
+        "n": len(true),
+        "confused_pairs": accuracy.confused_pairs(matrix, predictions.classes),
+        "views_rank_correlation": resemblance.views_correlation(*views),
+    }
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Write predictions.csv: a row a patch."""
+    write_dicts(path, _prediction_rows(predictions))
+
+
+def _prediction_rows(predictions: Predictions) -> Iterator[dict]:
+    """Rows of predictions.csv: its columns are the keys of the dict below."""
+    classes = predictions.classes
+    pairs = zip(predictions.true, predictions.predicted, strict=True)
+    for i, (true, predicted) in enumerate(pairs):
+        yield {
+            "patch": predictions.names[i],
+            "true": classes[true],
+            "predicted": classes[predicted],
+            "probability": f"{predictions.probabilities[i, predicted]:.6f}",
+            "true_probability": f"{predictions.probabilities[i, true]:.6f}",
+            "raster": predictions.rasters[i],
+        }
+
+
+def write_confusion(out: Path, matrix: np.ndarray, predictions: Predictions) -> None:
+    """Write confusion_matrix.csv and its two diagrams, in counts and in per cent."""
     write_rows(
         out / "confusion_matrix.csv",
-        ("true \\ predicted", *classes),
-        ((city, *row) for city, row in zip(classes, matrix.tolist())),
+        ("true \\ predicted", *predictions.classes),
+        ((city, *row) for city, row in zip(predictions.classes, matrix.tolist(), strict=True)),
     )
+    codes = predictions.codes
     plots.draw_confusion(out / "confusion_matrix", matrix, codes, percent=False)
     plots.draw_confusion(out / "confusion_matrix_percent", matrix, codes, percent=True)
 
-    cities = accuracy.per_city(true, probabilities, rasters, classes)
-    write_rows(out / "per_city.csv", cities[0], (row.values() for row in cities))
+
+def write_cities(out: Path, predictions: Predictions) -> list[dict]:
+    """Write per_city.csv, a row a city, and the reliability diagram. Returns the rows."""
+    true = predictions.true
+    probabilities = predictions.probabilities
+    rows = accuracy.per_city(true, probabilities, predictions.rasters, predictions.classes)
+    write_dicts(out / "per_city.csv", rows)
     plots.draw_reliability(out / "reliability", true, probabilities)
-
-    expected = np.array([probabilities[true == city].sum(0) for city in everything])
-    confused, alike = (
-        resemblance.by_confusion(matrix),
-        resemblance.by_features(features, true, len(classes)),
-    )
-    near = resemblance.nearest(confused, alike, resemblance.by_confusion(expected), classes, codes)
-    pairs = resemblance.pairs(confused, alike, classes)
-    write_rows(out / "similarity.csv", pairs[0], (row.values() for row in pairs))
-    write_rows(out / "nearest.csv", near[0], (row.values() for row in near))
-    plots.draw_resemblance(out / "similarity", confused, alike, codes)
-
-    figures = {
-        **accuracy.summarise(true, probabilities),
-        "accuracy_ci95": intervals.accuracy_intervals(
-            true, predicted == true, rasters, len(classes)
-        )[0],
-        "interval": intervals.describe_interval(true, rasters),
-        "n_rasters": sum(row["rasters"] for row in cities),
-        "raster_accuracy": accuracy.raster_accuracy(true, probabilities, rasters),
-        "n": len(true),
-        "confused_pairs": accuracy.confused_pairs(matrix, classes),
-        "views_rank_correlation": resemblance.views_correlation(confused, alike),
-        **more,
-    }
-    with atomic(out / "metrics.json", "w", encoding="utf-8", errors="backslashreplace") as file:
-        json.dump(figures, file, indent=1, ensure_ascii=False, allow_nan=False)
-    return figures, cities, near
+    return rows
 
 
-def print_results(figures, cities, near):
-    def percent(value):
-        return "" if value is None else f"{100 * value:.1f}"
+def write_resemblance(out: Path, views: Resemblance, predictions: Predictions) -> list[dict]:
+    """Write similarity.csv, its diagram and nearest.csv. Returns the rows of the latter."""
+    classes = predictions.classes
+    codes = predictions.codes
+    tie_breaker = resemblance.by_confusion(predictions.summed_probabilities())
+    nearest = resemblance.nearest(*views, tie_breaker, classes, codes)
+    write_dicts(out / "similarity.csv", resemblance.city_pairs(*views, classes))
+    write_dicts(out / "nearest.csv", nearest)
+    plots.draw_resemblance(out / "similarity", *views, codes)
+    return nearest
 
+
+def write_dicts(path: Path, rows: Iterable[dict]) -> None:
+    """Write a CSV file of dicts that have the same keys, which are its columns."""
+    rows = list(rows)
+    columns = list(rows[0]) if rows else []  # one city alone has no pairs
+    write_rows(path, columns, (row.values() for row in rows))
+
+
+def print_results(results: Results) -> None:
+    """Print a line a city, and below what is said of all."""
     print(
-        f"\n{'city':<28}{'patches':>8}{'rasters':>8}{'accuracy %':>12}{'95 %':>14}{'F1 %':>7}   {'taken for':<11}nearest by features"
+        f"\n{'city':<28}{'patches':>8}{'rasters':>8}{'accuracy %':>12}{'95 %':>14}{'F1 %':>7}"
+        f"   {'taken for':<11}nearest by features"
     )
-    for row, other in zip(cities, near):
-        ends = (
-            f"{percent(row['ci95_low'])} - {percent(row['ci95_high'])}"
-            if row["ci95_low"] is not None
-            else ""
-        )
-        codes = [city_code(other[f"features_{i}"]) for i in (1, 2, 3)]
-        print(
-            f"{printable(row['city']):<28}{row['n']:>8}{row['rasters']:>8}{percent(row['accuracy']):>12}{ends:>14}{percent(row['f1']):>7}   "
-            f"{printable(city_code(row['most_confused_with'])):<11}{printable(' '.join(codes))}{'  (views disagree)' if other['views'] == 'disagree' else ''}"
-        )
-    ends = figures["accuracy_ci95"]
-    print(
-        f"\ntop-1 {figures['accuracy']:.4f}"
-        + (f" (95 %: {ends[0]:.4f} to {ends[1]:.4f})" if ends else "")
-        + f"  top-5 {figures['top5_accuracy']:.4f}  "
-        f"balanced {figures['balanced_accuracy']:.4f}  macro F1 {figures['macro_f1']:.4f}  whole rasters {figures['raster_accuracy']:.4f}  "
-        f"calibration error {figures['ece']:.4f}\ninterval: {figures['interval']}"
+    for city, nearest in zip(results.cities, results.nearest, strict=True):
+        print(_city_line(city, nearest))
+    print(f"\n{_summary_line(results.metrics)}\ninterval: {results.metrics['interval']}")
+
+
+def _city_line(city: dict, nearest: dict) -> str:
+    """Set one city's row of per_city.csv and of nearest.csv in columns."""
+    interval = ""
+    if city["ci95_low"] is not None:
+        interval = f"{_percent(city['ci95_low'])} - {_percent(city['ci95_high'])}"
+    taken_for = printable(city_code(city["most_confused_with"]))
+    nearest_codes = [city_code(nearest[f"features_{rank}"]) for rank in (1, 2, 3)]
+    remark = "  (views disagree)" if nearest["views"] == "disagree" else ""
+    return (
+        f"{printable(city['city']):<28}{city['n']:>8}{city['rasters']:>8}"
+        f"{_percent(city['accuracy']):>12}{interval:>14}{_percent(city['f1']):>7}"
+        f"   {taken_for:<11}{printable(' '.join(nearest_codes))}{remark}"
     )
+
+
+def _summary_line(found: dict) -> str:
+    """Set the most important of metrics.json in one line."""
+    parts = [f"top-1 {found['accuracy']:.4f}"]
+    if found["accuracy_ci95"]:
+        low, high = found["accuracy_ci95"]
+        parts[0] += f" (95 %: {low:.4f} to {high:.4f})"
+    parts += [
+        f"top-5 {found['top5_accuracy']:.4f}",
+        f"balanced {found['balanced_accuracy']:.4f}",
+        f"macro F1 {found['macro_f1']:.4f}",
+        f"whole rasters {found['raster_accuracy']:.4f}",
+        f"calibration error {found['ece']:.4f}",
+    ]
+    return "  ".join(parts)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"

@@ -1,88 +1,156 @@
 """One epoch of training."""
 
 import time
+from collections.abc import Callable
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from dl_slicer.cli import InputError
 from dl_slicer.distributed import RANK, WORLD
-from dl_slicer.model import devices, networks
+from dl_slicer.model import devices
+from dl_slicer.model.evaluation import PatchSet, Setup
 from dl_slicer.patch_sets import batching, ordering, transforms
-from dl_slicer.training import optimisers
+from dl_slicer.training.runs import Run, Totals
+from dl_slicer.training.schedules import learning_rate
+
+OWN_SHARE = slice(RANK, None, WORLD)  # of a batch: the patches that this process takes
+SECONDS_BETWEEN_CHECKS = 1
 
 
 def train_epoch(
-    network,
-    optimizer,
-    average,
-    train,
-    order,
-    epoch,
-    step,
-    sums,
-    args,
-    device,
-    dtype,
-    workers,
-    stop,
-    save,
-):
-    """Train on order[step:], or until stop() says True. Returns the steps done, and (loss, correct) summed over this process's
-    patches and the number of patches of all processes; sums is where to go on from, as saved."""
+    run: Run,
+    network: nn.Module,
+    patches: PatchSet,
+    order: np.ndarray,
+    setup: Setup,
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Train on order[run.step:], or until stop() says True. Bring run.step and run.totals on.
+
+    network: run.model as preparing.trainable gives it.
+    order: the patches of the epoch, whole numbers (steps, batch size), as ordering gives them.
+    stop: asked after each step. With --save-every the run is also saved in between.
+    InputError if the loss is no longer finite, or the device's memory is too small.
+    """
+    steps, batch_size = order.shape
     network.train()
-    totals = torch.tensor(sums[:2] if RANK == 0 else [0.0, 0.0], dtype=torch.float64, device=device)
-    share = slice(RANK, None, WORLD)
-    shown_at = 0.0
-    with tqdm(
+    totals = _on_device(run.totals, setup.device)
+    checked_at = 0.0
+    batches = batching.batches(
+        patches, order[run.step :, OWN_SHARE], setup.device, workers=setup.workers
+    )
+    with (
+        devices.explain_out_of_memory(run.args.batch_size, _smaller_batch_flag(run)),
+        _progress_bar(run, order) as bar,
+    ):
+        for images, labels in batches:
+            images = _as_seen_in_training(images, run, batch_size, setup)
+            _set_learning_rate(run, steps)
+            totals += _train_step(run, network, images, labels, setup)
+            run.step += 1
+            bar.update(batch_size)
+            # Fetching makes a GPU wait, so it is done only now and then.
+            if time.time() - checked_at > SECONDS_BETWEEN_CHECKS:
+                checked_at = time.time()
+                _check_and_show(run, totals, run.step * len(labels), bar)
+            if stop():
+                break
+            is_due = run.args.save_every and run.step % run.args.save_every == 0
+            if is_due and run.step < steps:
+                run.totals = _fetched(totals, run.step * batch_size)
+                run.save("last.pth")
+    run.totals = _fetched(totals, run.step * batch_size)
+    run.average_batch_norms()
+
+
+def _on_device(totals: Totals, device: torch.device) -> Tensor:
+    sums = [totals.loss, totals.correct]
+    return torch.tensor(sums, dtype=devices.sum_dtype(device), device=device)
+
+
+def _fetched(totals: Tensor, patches: int) -> Totals:
+    loss, correct = devices.to_cpu(totals).tolist()
+    return Totals(loss, correct, patches)
+
+
+def _smaller_batch_flag(run: Run) -> str:
+    """What to type before half the batch size, where the device's memory is too small for it."""
+    is_saved = run.epoch > 0 or run.step > 0
+    if not is_saved:
+        return "--batch-size"
+    # A saved run cannot go on with another batch size.
+    return "--resume once the device has room again, or another --out and --batch-size"
+
+
+def _progress_bar(run: Run, order: np.ndarray) -> tqdm:
+    return tqdm(
         total=order.size,
-        initial=step * order.shape[1],
-        desc=f"epoch {epoch + 1}",
+        initial=run.step * order.shape[1],
+        desc=f"epoch {run.epoch + 1}",
         unit=" patches",
         leave=False,
         disable=None if RANK == 0 else True,
-    ) as bar:
-        for images, labels in batching.batches(train, order[step:, share], device, workers):
-            flipped = ordering.draw_flips(order.shape[1], args.seed, epoch, step)[:, share]
-            flipped = batching.to_device(flipped, device) if args.flips else None
-            images = transforms.normalise(images, networks.MEAN, networks.STD, flipped)
-            if args.turns or args.light:
-                drawn = {
-                    key: batching.to_device(values[share], device)
-                    for key, values in transforms.draw_changes(
-                        order.shape[1], args.seed, epoch, step
-                    ).items()
-                }
-                images = transforms.augment(
-                    images, drawn, networks.MEAN, networks.STD, args.turns, args.light
-                )
-            with devices.autocast(device, dtype):
-                logits = network(images)
-                loss = cross_entropy(logits, labels, label_smoothing=args.label_smoothing)
-            for group in optimizer.param_groups:
-                group["lr"] = optimisers.learning_rate(args, epoch + (step + 0.5) / len(order))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            if average:
-                average.update_parameters(network)
-            step += 1
-            totals += torch.stack(
-                [loss.detach().double() * len(labels), (logits.argmax(1) == labels).sum().double()]
-            )
-            bar.update(order.shape[1])
-            if time.time() - shown_at > 1:  # fetching makes a GPU wait, so only now and then
-                shown_at = time.time()
-                if not totals.isfinite().all():
-                    raise InputError(
-                        f"the loss is no longer finite in epoch {epoch + 1}, step {step}: take a smaller --lr than {args.lr}"
-                    )
-                if RANK == 0:
-                    loss_sum, correct = (totals / (step * len(labels))).tolist()
-                    bar.set_postfix(loss=f"{loss_sum:.3f}", accuracy=f"{correct:.3f}")
-            if stop():
-                break
-            if args.save_every and step % args.save_every == 0 and step < len(order):
-                save(["last.pth"], epoch, step, [*totals.tolist(), step * order.shape[1]])
-    return step, [*totals.tolist(), step * order.shape[1]]
+    )
+
+
+def _as_seen_in_training(images: Tensor, run: Run, batch_size: int, setup: Setup) -> Tensor:
+    """Give the patches of this process normalised, flipped, turned and in another light.
+
+    What is drawn is drawn for the whole batch, so that it does not depend on the processes.
+    """
+    args = run.args
+    moment = (batch_size, args.seed, run.epoch, run.step)
+    flipped = None
+    if args.flips:
+        drawn_flips = ordering.draw_flips(*moment)[:, OWN_SHARE]
+        flipped = batching.to_device(drawn_flips, setup.device)
+    images = transforms.normalise(images, setup.mean, setup.std, flipped)
+    if not args.turns and not args.light:
+        return images
+    changes = {
+        name: batching.to_device(values[OWN_SHARE], setup.device)
+        for name, values in transforms.draw_changes(*moment).items()
+    }
+    return transforms.augment(images, changes, setup.mean, setup.std, args.turns, args.light)
+
+
+def _set_learning_rate(run: Run, steps: int) -> None:
+    rate = learning_rate(run.args, run.epoch + (run.step + 0.5) / steps)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _train_step(
+    run: Run, network: nn.Module, images: Tensor, labels: Tensor, setup: Setup
+) -> Tensor:
+    """Bring the weights on by one batch. Give its loss and its right answers, summed: (2,)."""
+    with devices.autocast(setup.device, setup.dtype):
+        logits = network(images)
+        loss = cross_entropy(logits, labels, label_smoothing=run.args.label_smoothing)
+    run.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    run.optimizer.step()
+    if run.average:
+        run.average.update_parameters(run.model)
+    correct = (logits.argmax(1) == labels).sum()
+    dtype = devices.sum_dtype(setup.device)
+    return torch.stack([loss.detach().to(dtype) * len(labels), correct.to(dtype)])
+
+
+def _check_and_show(run: Run, totals: Tensor, patches: int, bar: tqdm) -> None:
+    """End a run whose loss is no longer finite. Show the mean loss and accuracy so far.
+
+    patches: of this process, to which the totals belong.
+    """
+    if not totals.isfinite().all():
+        raise InputError(
+            f"the loss is no longer finite in epoch {run.epoch + 1}, step {run.step}:"
+            f" take a smaller --lr than {run.args.lr}"
+        )
+    if RANK == 0:
+        loss, correct = (devices.to_cpu(totals) / patches).tolist()
+        bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{correct:.3f}")

@@ -1,46 +1,38 @@
-"""Optimisers, schedules and averages of weights."""
+"""Optimisers: how the weights follow the gradients.
 
-import math
+To add one, write a function like those below, name it in OPTIMISERS, and name it in
+recipes.OPTIMISERS, too, from where --optimizer takes its choices without importing torch.
+"""
+
+from argparse import Namespace
 
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import nn
+from torch.optim import Optimizer
 
-WARM_UP = 0.1  # share of the steps in which the learning rate rises, with --schedule cosine
-
-
-def make_optimizer(args, model):
-    parameters = model.parameters()
-    if args.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=args.lr, momentum=0.9, weight_decay=args.weight_decay, fused=True
-        )
-    optimizer = torch.optim.Adam if args.optimizer == "adam" else torch.optim.AdamW
-    return optimizer(parameters, lr=args.lr, weight_decay=args.weight_decay, fused=True)
+MOMENTUM = 0.9  # of sgd
 
 
-def learning_rate(args, epochs_done):
-    """The learning rate after so many epochs: constant, or a linear warm-up and half a cosine down to 0 (Loshchilov and Hutter, ICLR 2017)."""
-    if args.schedule == "constant":
-        return args.lr
-    done = epochs_done / args.epochs
-    return args.lr * (
-        done / WARM_UP
-        if done < WARM_UP
-        else (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP))) / 2
+def adam(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+    """Adam, as published: weight decay is a part of the gradient."""
+    return torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+
+
+def adamw(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+    """Adam with weight decay apart from the gradient (Loshchilov and Hutter, ICLR 2019)."""
+    return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+
+
+def sgd(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+    """Stochastic gradient descent with momentum."""
+    return torch.optim.SGD(
+        model.parameters(), lr=lr, momentum=MOMENTUM, weight_decay=weight_decay, fused=True
     )
 
 
-def moving_average(model, horizon):
-    """The exponential moving average of a model's weights and of batch norm's statistics over about so many steps, as an AveragedModel.
+OPTIMISERS = {"adam": adam, "adamw": adamw, "sgd": sgd}
 
-    At the start over fewer, else the untrained weights would be in it for long.
-    """
 
-    def update(averaged, current, count):
-        done = int(average.n_averaged)  # the same as count, but on the CPU: nothing waits for a GPU
-        get_ema_multi_avg_fn(min(math.exp(-1 / horizon), (1 + done) / (10 + done)))(
-            averaged, current, count
-        )
-
-    average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
-    return average
+def make_optimizer(args: Namespace, model: nn.Module) -> Optimizer:
+    """Give the optimiser of a model. args: the flags optimizer, lr and weight_decay."""
+    return OPTIMISERS[args.optimizer](model, args.lr, args.weight_decay)

@@ -1,65 +1,286 @@
-"""The state of a run: what a resumed one goes on with."""
+"""A training run: how far it is, how it begins or goes on, and what it writes."""
 
 import json
-import os
+from argparse import Namespace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
-from dl_slicer import versions
+from dl_slicer import distributed, versions
 from dl_slicer.cli import InputError, printable
-from dl_slicer.distributed import WORLD
-from dl_slicer.files import atomic
-from dl_slicer.model import checkpoints
-from dl_slicer.training import recipes
+from dl_slicer.distributed import RANK, WORLD
+from dl_slicer.files import atomic, clear_leftovers
+from dl_slicer.model import checkpoints, networks
+from dl_slicer.model.checkpoints import Checkpoint
+from dl_slicer.model.evaluation import PatchSet
+from dl_slicer.training import averages, optimisers, recipes
+from dl_slicer.training.history import Epoch, write_history
+
+# Flags that decide a run's result, beside those of its recipe: --resume must not change them.
+DECISIVE_FLAGS = ("arch", "weights", "batch_size", "balanced", "seed")
 
 
-def run_folder(name):
-    """A bare name lies under checkpoints/, anything with a slash is a path."""
-    return Path(name) if os.sep in name or name in (".", "..") else Path("checkpoints", name)
+@dataclass
+class Totals:
+    """Sums over the patches of the current epoch so far."""
+
+    loss: float = 0.0  # of this process's patches
+    correct: float = 0.0  # of this process's patches
+    patches: int = 0  # of all processes
+
+    def of_all_processes(self) -> "Totals":
+        """Give the totals over all processes. All must call it."""
+        if WORLD == 1:
+            return self
+        sums = torch.tensor([self.loss, self.correct], dtype=torch.float64)  # on the CPU
+        loss, correct = distributed.total(sums).tolist()
+        return Totals(loss, correct, self.patches)
 
 
-def resume(folder, args, fixed):
-    """The checkpoint to go on with, or None for a new run. InputError if the folder holds a run that must not be mixed with this one."""
+@dataclass
+class Run:
+    """A training run: its flags, its network, and how far it is."""
+
+    args: Namespace
+    model: nn.Module  # whose weights are trained
+    optimizer: Optimizer
+    average: AveragedModel | None = None  # of the weights, with --average
+    epoch: int = 0  # epochs that are finished
+    step: int = 0  # steps of the current epoch that are done
+    totals: Totals = field(default_factory=Totals)  # of the current epoch
+    history: list[Epoch] = field(default_factory=list)  # of the finished epochs
+    best: dict | None = None  # the epoch of best.pth, and its val_accuracy
+    # What each checkpoint says besides: its keys arch, classes, ..., args.
+    description: dict = field(default_factory=dict)
+
+    @property
+    def result(self) -> nn.Module:
+        """The network that is evaluated and saved: the average, or else the trained weights."""
+        return self.average.module if self.average else self.model
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is written."""
+        return Path(self.args.out)
+
+    def average_batch_norms(self) -> None:
+        """Put together the running averages of batch norm, which each process has of its own."""
+        distributed.average_batch_norm(self.model)
+        if self.average:
+            distributed.average_batch_norm(self.average.module)
+
+    def finish_epoch(self, scores: Tensor) -> bool:
+        """Record the epoch whose steps are all done. Give whether it is the best so far.
+
+        scores: the loss of each val patch, and whether it is right, as evaluation.score gives it.
+        """
+        totals = self.totals.of_all_processes()
+        val_loss, val_accuracy = scores.numpy().mean(0, dtype=float).tolist()
+        self.epoch += 1
+        self.step = 0
+        self.totals = Totals()
+        self.history.append(
+            {
+                "epoch": self.epoch,
+                "lr": self.optimizer.param_groups[0]["lr"],
+                "train_loss": totals.loss / totals.patches,
+                "train_accuracy": totals.correct / totals.patches,
+                "val_loss": val_loss,
+                "val_accuracy": val_accuracy,
+            }
+        )
+        is_best = self.best is None or val_accuracy > self.best["val_accuracy"]
+        if is_best:
+            self.best = {"epoch": self.epoch, "val_accuracy": val_accuracy}
+        return is_best
+
+    def save(self, *names: str) -> None:
+        """Write a checkpoint under each of these names. All processes must call it."""
+        self.average_batch_norms()
+        totals = self.totals.of_all_processes()
+        if RANK != 0:
+            return
+        checkpoint = Checkpoint(
+            model=self.result.state_dict(),
+            weights=self.model.state_dict() if self.average else None,
+            epoch=self.epoch,
+            step=self.step,
+            metrics={
+                "history": self.history,
+                "best": self.best,
+                "sums": [totals.loss, totals.correct, totals.patches],
+            },
+            optimizer=self.optimizer.state_dict(),
+            rng=torch.get_rng_state(),
+            versions=versions.installed(),
+            **self.description,
+        )
+        for name in names:
+            checkpoints.save_checkpoint(self.folder / name, checkpoint)
+
+
+def begin_or_resume(
+    args: Namespace, train: PatchSet, val: PatchSet, device: torch.device, dtype: torch.dtype
+) -> Run:
+    """Begin the run that the flags ask for, or go on with it where its folder holds it already.
+
+    InputError if the folder holds a run that must not be mixed with this one.
+    """
+    decisive = decisive_settings(args, train, val, dtype)
+    previous = find_previous(args, decisive)
+    run = begin(args, train, device, "none" if previous else args.weights)
+    run.description["args"] = settings(args, decisive)
+    if previous:
+        restore(run, previous, train)
+        distributed.print_once(
+            f"{run.folder}: going on at epoch {run.epoch + 1}, step {run.step + 1}"
+        )
+    return run
+
+
+def decisive_settings(
+    args: Namespace, train: PatchSet, val: PatchSet, dtype: torch.dtype
+) -> dict[str, object]:
+    """Give what a resumed run must share with the one it goes on with.
+
+    If it differed, the result would be that of neither.
+    """
+    names = [*DECISIVE_FLAGS, *recipes.RECIPES["published"]]
+    if args.schedule != "constant":  # another number of epochs is another schedule
+        names.append("epochs")
+    return {name: getattr(args, name) for name in names} | {
+        "dtype": str(dtype).removeprefix("torch."),
+        "data_set": {
+            "classes": list(train.classes),
+            "patch_size": train.patch_size,
+            "stride": train.stride,
+            "image_size": train.image_size,
+            "train": len(train),
+            "val": len(val),
+        },
+    }
+
+
+def settings(args: Namespace, decisive: dict[str, object]) -> dict[str, object]:
+    """Give what checkpoints and config.json keep: the flags, the precision and the data."""
+    flags = {name: value for name, value in vars(args).items() if name != "resume"}
+    return flags | decisive
+
+
+def find_previous(args: Namespace, decisive: dict[str, object]) -> Checkpoint | None:
+    """Give the checkpoint to go on with, or None for a new run.
+
+    InputError if the folder holds a run and --resume is not given, or if that run had other
+    decisive settings.
+    """
+    folder = Path(args.out)
     file = folder / "last.pth"
     if not file.is_file():
         return None
     if not args.resume:
         raise InputError(
-            f"{printable(folder)}: holds a run already; go on with it with --resume, or choose another --run"
+            f"{printable(folder)}: holds a run already; go on with it with --resume,"
+            " or choose another --out"
         )
-    begun = checkpoints.read_file(file)
-    needed = (begun.args, begun.optimizer, begun.metrics, begun.rng, begun.epoch, begun.step)
-    if any(value is None for value in needed):
+    previous = checkpoints.read_file(file)
+    needed = ("args", "optimizer", "metrics", "rng", "epoch", "step")
+    if any(getattr(previous, name) is None for name in needed):
         raise InputError(
             f"{printable(file)}: no checkpoint of train_classification.py that can be gone on with"
         )
-    before = begun.args
-    before = recipes.RECIPES["published"] | before  # runs of before there were others
-    changed = [
-        f"{key} was {printable(before.get(key))}, is {printable(fixed[key])}"
-        for key in fixed
-        if before.get(key) != fixed[key]
+    # Before there were recipes, all runs were trained by the published one.
+    before = recipes.RECIPES["published"] | previous.args
+    changes = [
+        f"{name} was {printable(before.get(name))}, is {printable(value)}"
+        for name, value in decisive.items()
+        if before.get(name) != value
     ]
-    if changed:
+    if changes:
         raise InputError(
-            f"--resume {printable(folder)}: would not give that run's result: {'; '.join(changed)}"
+            f"--resume {printable(folder)}: would not give that run's result: {'; '.join(changes)}"
         )
-    if begun.epoch > args.epochs:
+    if previous.epoch > args.epochs:
         raise InputError(
-            f"--resume {printable(folder)}: has {begun.epoch} epochs already, --epochs {args.epochs} is fewer"
+            f"--resume {printable(folder)}: has {previous.epoch} epochs already,"
+            f" --epochs {args.epochs} is fewer"
         )
-    return begun
+    return previous
 
 
-def write_config(folder, settings, device):
+def begin(args: Namespace, train: PatchSet, device: torch.device, weights: str) -> Run:
+    """Give a new run, on its device.
+
+    weights: to start from, as checkpoints.initial_network takes them.
+    """
+    torch.manual_seed(args.seed)
+    model = checkpoints.initial_network(args.arch, len(train.classes), weights)
+    model = model.to(device, memory_format=torch.channels_last)
+    average = None
+    if args.average:
+        average = averages.moving_average(model, args.average * steps_of_an_epoch(args, train))
+    return Run(
+        args=args,
+        model=model,
+        optimizer=optimisers.make_optimizer(args, model),
+        average=average,
+        description={
+            "arch": args.arch,
+            "classes": list(train.classes),
+            "mean": list(networks.MEAN),
+            "std": list(networks.STD),
+            "image_size": train.image_size,
+            "patch_size": train.patch_size,
+            "stride": train.stride,
+        },
+    )
+
+
+def steps_of_an_epoch(args: Namespace, train: PatchSet) -> int:
+    """Give how many whole batches the train patches make."""
+    return len(train) // min(args.batch_size, len(train))
+
+
+def restore(run: Run, previous: Checkpoint, train: PatchSet) -> None:
+    """Bring a run that has just begun to where a checkpoint was saved."""
+    file = printable(run.folder / "last.pth")
+    networks.load_state(run.model, previous.weights or previous.model, file)
+    if run.average:
+        networks.load_state(run.average.module, previous.model, file)
+        updates = previous.epoch * steps_of_an_epoch(run.args, train) + previous.step
+        run.average.n_averaged.fill_(updates)
+    run.optimizer.load_state_dict(previous.optimizer)
+    torch.set_rng_state(previous.rng)
+    run.epoch = previous.epoch
+    run.step = previous.step
+    run.history = previous.metrics["history"]
+    run.best = previous.metrics["best"]
+    loss, correct, patches = previous.metrics["sums"]
+    # They are of all processes, so that one of them takes them over.
+    run.totals = Totals(loss, correct, patches) if RANK == 0 else Totals(patches=patches)
+
+
+def start_writing(run: Run, given: list[str], device: torch.device) -> None:
+    """Make the run's folder, with config.json and the history so far. One process does it.
+
+    given: the flags as they were typed, from which the command can be told again.
+    """
+    if RANK != 0:
+        return
+    run.folder.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(run.folder)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     config = {
-        **settings,
+        **run.description["args"],
+        "given": given,
         "device_name": name,
         "threads": torch.get_num_threads(),
         "processes": WORLD,
         "versions": versions.installed(),
     }
-    with atomic(folder / "config.json", "w", encoding="utf-8") as file:
+    with atomic(run.folder / "config.json", "w", encoding="utf-8") as file:
         json.dump(config, file, indent=1, ensure_ascii=False)
+    write_history(run.folder, run.history)

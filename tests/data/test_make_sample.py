@@ -1,4 +1,4 @@
-"""The sample's cities: the same bytes for the same arguments, whatever else is asked for, and light that hides no city."""
+"""The sample's cities: the same bytes for the same arguments, and light that hides no city."""
 
 import csv
 import importlib.util
@@ -20,11 +20,8 @@ spec.loader.exec_module(make_sample)
 
 
 def run(out, *flags):
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), "--out", str(out), "--size", "480", *flags],
-        capture_output=True,
-        text=True,
-    )
+    line = [sys.executable, str(SCRIPT), "--out", str(out), "--size", "480", *flags]
+    return subprocess.run(line, capture_output=True, text=True)
 
 
 def contents(folder):
@@ -46,9 +43,8 @@ def sample(tmp_path_factory):
 def test_layout_and_size(sample):
     files = contents(sample)
     names = make_sample.city_names(3)
-    assert sorted(files) == sorted(
-        f"{name}/site0{site}/2020.jpg" for name in names for site in (1, 2)
-    )  # and nothing hidden
+    expected = [f"{name}/site0{site}/2020.jpg" for name in names for site in (1, 2)]
+    assert sorted(files) == sorted(expected)  # and nothing hidden
     assert len(set(files.values())) == 6
     for file in files:
         with Image.open(sample / file) as image:
@@ -57,12 +53,14 @@ def test_layout_and_size(sample):
 
 
 def test_same_bytes_whatever_else_is_asked_for(sample, tmp_path):
-    """Fewer cities, more sites and rasters, another number of processes: the common files have the same bytes."""
+    """With fewer cities, more sites and another number of processes the common files are equal."""
     done = run(tmp_path, "--cities", "2", "--sites", "3", "--workers", "1")
     assert done.returncode == 0, done.stderr
-    first, second = contents(sample), contents(tmp_path)
+    first = contents(sample)
+    second = contents(tmp_path)
     common = first.keys() & second.keys()
-    assert len(second) == 6 and len(common) == 4
+    assert len(second) == 6
+    assert len(common) == 4
     assert [f for f in common if first[f] != second[f]] == []
 
 
@@ -71,17 +69,19 @@ def test_seed_and_raster_change_the_picture():
         make_sample.render(*what, 480).tobytes()
         for what in ((0, 0, 0, 0), (1, 0, 0, 0), (0, 0, 0, 1), (0, 0, 0, 0))
     ]
-    assert len(set(pictures)) == 3 and pictures[0] == pictures[3]
+    assert len(set(pictures)) == 3
+    assert pictures[0] == pictures[3]
 
 
 def test_style_and_light_depend_on_their_numbers_only():
-    style, light = make_sample.city_style, make_sample.site_light
-    assert style(0, 4) == style(0, 4) and style(0, 4) != style(0, 5) and style(0, 4) != style(1, 4)
-    assert (
-        light(0, 4, 1) == light(0, 4, 1)
-        and light(0, 4, 1) != light(0, 4, 2)
-        and light(0, 4, 1) != light(0, 5, 1)
-    )
+    style = make_sample.city_style
+    assert style(0, 4) == style(0, 4)
+    assert style(0, 4) != style(0, 5)
+    assert style(0, 4) != style(1, 4)
+    light = make_sample.site_light
+    assert light(0, 4, 1) == light(0, 4, 1)
+    assert light(0, 4, 1) != light(0, 4, 2)
+    assert light(0, 4, 1) != light(0, 5, 1)
 
 
 def test_cities_made_alike_share_what_a_group_shares_and_nothing_else_changes():
@@ -89,9 +89,8 @@ def test_cities_made_alike_share_what_a_group_shares_and_nothing_else_changes():
     groups = [[style(0, city, 3) for city in range(first, first + 3)] for first in (0, 3)]
     for group in groups:
         assert len({(city.kind, city.pattern, city.bend, city.every) for city in group}) == 1
-        assert (
-            len({city.angle for city in group}) == 3 and len({city.street for city in group}) == 3
-        )
+        assert len({city.angle for city in group}) == 3
+        assert len({city.street for city in group}) == 3
     assert groups[0][0].kind != groups[1][0].kind
     assert style(0, 4, 1) == style(0, 4)
 
@@ -102,7 +101,8 @@ def test_strength_of_the_light():
         strength: [light(0, 0, site, strength).exposure for site in range(2)]
         for strength in (0, 1, 2)
     }
-    assert light(0, 4, 1, 1.0) == light(0, 4, 1) and np.ptp(exposure[0]) == 0
+    assert light(0, 4, 1, 1.0) == light(0, 4, 1)
+    assert np.ptp(exposure[0]) == 0
     assert abs(np.ptp(exposure[2]) - 2 * np.ptp(exposure[1])) < 1e-9
     assert min(light(0, city, site, 3).haze for city in range(4) for site in range(4)) >= 0
 
@@ -110,7 +110,8 @@ def test_strength_of_the_light():
 def test_a_larger_sample_made_before_is_mentioned(sample):
     before = contents(sample)
     done = run(sample, "--cities", "1", "--sites", "2", "--workers", "1")
-    assert done.returncode == 0 and "4 more rasters" in done.stdout
+    assert done.returncode == 0
+    assert "4 more rasters" in done.stdout
     assert contents(sample) == before
 
 
@@ -137,7 +138,9 @@ def test_bad_arguments(flags, tmp_path, capsys):
         make_sample.main(["--out", str(out), *flags.split()])
     error = capsys.readouterr().err
     assert stop.value.code == 2
-    assert error.count("\n") == 1 and flags.split()[0] in error and flags.split()[1] in error
+    assert error.count("\n") == 1
+    assert flags.split()[0] in error
+    assert flags.split()[1] in error
     assert not out.exists()
 
 
@@ -145,7 +148,9 @@ def test_out_is_a_file(tmp_path):
     out = tmp_path / "raw"
     out.write_text("here already")
     done = run(out)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and str(out) in done.stderr
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert str(out) in done.stderr
     assert out.read_text() == "here already"
 
 
@@ -167,33 +172,39 @@ def test_nothing_half_written(tmp_path, monkeypatch):
 
 
 def test_light_differs_more_between_sites_than_colour_between_cities():
-    """One-way analysis of variance of the rasters' mean colours. Were a city known by its colour, its sites would be alike and
-    the F ratio large (5 to 12 when all sites get the same light); below 1 the cities differ less than chance among sites makes them."""
-    cities, sites = 6, 3
-    mean = np.array(
-        [
-            [
-                np.asarray(make_sample.render(0, c, s, 0, 480)).mean(axis=(0, 1))
-                for s in range(sites)
-            ]
-            for c in range(cities)
-        ]
-    )
-    within, between = mean.var(axis=1, ddof=1).mean(axis=0), mean.mean(axis=1).var(axis=0, ddof=1)
+    """One-way analysis of variance of the rasters' mean colours.
+
+    Were a city known by its colour, its sites would be alike and the F ratio large (5 to 12 when
+    all sites get the same light); below 1 the cities differ less than chance among sites makes
+    them.
+    """
+    cities = 6
+    sites = 3
+    mean = np.empty((cities, sites, 3))
+    for city in range(cities):
+        for site in range(sites):
+            raster = np.asarray(make_sample.render(0, city, site, 0, 480))
+            mean[city, site] = raster.mean(axis=(0, 1))
+    within = mean.var(axis=1, ddof=1).mean(axis=0)
+    between = mean.mean(axis=1).var(axis=0, ddof=1)
     assert (sites * between / within < 1).all(), (within, between)
     assert (np.sqrt(within) > 5).all()  # grey levels: the light does differ
 
 
 def test_neighbouring_cities_are_built_differently():
     styles = [make_sample.city_style(0, c) for c in range(24)]
-    for one, next_one in zip(styles, styles[1:]):
-        assert one.kind != next_one.kind and one.roofs != next_one.roofs
+    for one, next_one in zip(styles, styles[1:], strict=False):
+        assert one.kind != next_one.kind
+        assert one.roofs != next_one.roofs
         assert min((one.angle - next_one.angle) % 90, (next_one.angle - one.angle) % 90) > 15
     assert {s.pattern for s in styles[:6]} == {"grid", "radial", "organic"}
 
 
 def test_shadow_sweeps_from_foot_to_tip():
-    """A square of side 2 moved by 3 along an edge sweeps 2 x 5, along both edges 4 + 2 x 2 x 3; turning its corners round changes nothing."""
+    """A square of side 2 moved by 3 along an edge sweeps 2 x 5, along both edges 4 + 2 x 2 x 3.
+
+    Turning its corners round changes nothing.
+    """
     square = np.array([[0, 2, 2 + 2j, 2j]])
 
     def area(outline):
@@ -211,22 +222,24 @@ def real_cities():
 
 def test_cities_csv():
     rows = real_cities()
-    assert list(rows[0]) == ["name", "code", "country"] and len(rows) == 45
+    assert list(rows[0]) == ["name", "code", "country"]
+    assert len(rows) == 45
     assert len({r["name"] for r in rows}) == len({r["code"] for r in rows}) == 45
     assert [r["name"] for r in rows] == sorted(r["name"] for r in rows)
-    assert all(
-        re.fullmatch("[A-Z]{3}", r["code"]) and r["country"].strip() == r["country"] != ""
-        for r in rows
-    )
+    for row in rows:
+        assert re.fullmatch("[A-Z]{3}", row["code"])
+        assert row["country"].strip() == row["country"] != ""
     codes = {r["name"]: r["code"] for r in rows}
     assert (codes["Almaty"], codes["Sao Paulo"], codes["Washington"]) == ("ALA", "GRU", "IAD")
 
 
 def test_made_up_names():
-    names, real = make_sample.city_names(100), real_cities()
+    names = make_sample.city_names(100)
     assert make_sample.city_names(7) == names[:7]
     parts = [re.fullmatch(r"([A-Z][a-z]+) \(([A-Z]{3})\)", name).groups() for name in names]
-    assert len({p[0] for p in parts}) == len({p[1] for p in parts}) == 100
-    assert not {p[1] for p in parts} & {r["code"] for r in real} and not {p[0] for p in parts} & {
-        r["name"] for r in real
-    }
+    made_up_names = {name for name, _ in parts}
+    made_up_codes = {code for _, code in parts}
+    assert len(made_up_names) == len(made_up_codes) == 100
+    real = real_cities()
+    assert not made_up_codes & {city["code"] for city in real}
+    assert not made_up_names & {city["name"] for city in real}

@@ -196,7 +196,7 @@ def small_checkpoint():
 
 
 def arguments(offset, size, stride, count=16, key="0", requires_grad=False, **hooks):
-    """Of torch's function for a tensor; no tuple stands twice in the pickle, as in torch.save's."""
+    """Of torch's function for a tensor; each tuple stands once, as torch.save has it."""
     storage = Storage(count, key)
     return storage, offset, tuple([*size]), tuple([*stride]), requires_grad, OrderedDict(hooks)
 

@@ -10,8 +10,7 @@ from PIL import Image
 from dl_slicer import cities
 from dl_slicer.cli import InputError
 from dl_slicer.patch_sets import reading
-from dl_slicer.results import panels as figures
-from dl_slicer.results import saliency
+from dl_slicer.results import panels, saliency
 from relevance_cam import __main__, rasters
 
 
@@ -29,20 +28,26 @@ def arguments(data, finished, out, *more):
     ]
 
 
+def read_table(file):
+    with open(file, newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
 def test_figures_of_every_city(data, finished, tmp_path):
     __main__.main(arguments(data, finished, tmp_path, "--save-maps"))
-    rows = list(csv.DictReader(open(tmp_path / "patches.csv")))
-    assert len(rows) == 6 and len({row["patch"] for row in rows}) == 6
+    rows = read_table(tmp_path / "patches.csv")
+    assert len(rows) == 6
+    assert len({row["patch"] for row in rows}) == 6
     for row in rows:
-        assert row["explained"] == row["predicted"] and 0 < float(row["probability"]) <= 1
+        assert row["explained"] == row["predicted"]
+        assert 0 < float(row["probability"]) <= 1
         with Image.open(tmp_path / row["figure"]) as figure:
-            assert figure.width > 1200 and (tmp_path / row["figure"]).stat().st_size < 1e6
+            assert figure.width > 1200
+        assert (tmp_path / row["figure"]).stat().st_size < 1e6
         assert (tmp_path / f"{row['true']}.jpg").is_file()
     maps = np.load(tmp_path / "maps.npz")
-    assert maps["patch"].tolist() == [row["patch"] for row in rows] and maps["logits"].shape == (
-        6,
-        3,
-    )
+    assert maps["patch"].tolist() == [row["patch"] for row in rows]
+    assert maps["logits"].shape == (6, 3)
     assert [maps[f"relevance-cam/layer{i}"].shape for i in (1, 2, 3, 4)] == [
         (6, 8, 8),
         (6, 4, 4),
@@ -54,66 +59,38 @@ def test_figures_of_every_city(data, finished, tmp_path):
 
 def test_draw_is_seeded(data, finished):
     patch_set = reading.open_split(data, "test_b")
-    assert np.array_equal(
-        saliency.pick_patches(patch_set, 5, 0), saliency.pick_patches(patch_set, 5, 0)
-    )
-    assert not np.array_equal(
-        saliency.pick_patches(patch_set, 5, 0), saliency.pick_patches(patch_set, 5, 1)
-    )
-    assert np.bincount(patch_set.labels[saliency.pick_patches(patch_set, 5, 0)]).tolist() == [
-        5,
-        5,
-        5,
-    ]
+    chosen = saliency.pick_patches(patch_set, 5, 0)
+    assert np.array_equal(chosen, saliency.pick_patches(patch_set, 5, 0))
+    assert not np.array_equal(chosen, saliency.pick_patches(patch_set, 5, 1))
+    assert np.bincount(patch_set.labels[chosen]).tolist() == [5, 5, 5]
 
 
 def test_fewer_patches_than_asked(data, finished, tmp_path, capsys):
     __main__.main(arguments(data, finished, tmp_path, "--per-city", "1000", "--layers", "layer4"))
     assert "only 20 patches" in capsys.readouterr().out
-    assert len(list(csv.DictReader(open(tmp_path / "patches.csv")))) == 60
+    assert len(read_table(tmp_path / "patches.csv")) == 60
 
 
 def test_methods_side_by_side_and_their_quality(data, finished, tmp_path):
-    __main__.main(
-        arguments(
-            data,
-            finished,
-            tmp_path,
-            "--per-city",
-            "1",
-            "--methods",
-            "relevance-cam",
-            "grad-cam",
-            "grad-cam++",
-            "score-cam",
-            "--layers",
-            "layer1",
-            "--quality",
-        )
-    )
+    methods = ("relevance-cam", "grad-cam", "grad-cam++", "score-cam")
+    flags = ("--per-city", "1", "--layers", "layer1", "--quality", "--methods", *methods)
+    __main__.main(arguments(data, finished, tmp_path, *flags))
     assert len(list(tmp_path.rglob("*_methods.jpg"))) == 3
-    rows = list(csv.DictReader(open(tmp_path / "quality.csv")))
+    rows = read_table(tmp_path / "quality.csv")
     assert [(row["method"], row["layer"]) for row in rows] == [
-        (m, l)
-        for m in ("relevance-cam", "grad-cam", "grad-cam++", "score-cam")
-        for l in ("layer1",)
+        (method, "layer1") for method in methods
     ]
-    assert all(
-        0 <= float(row[key]) <= 1
-        for row in rows
-        for key in ("average_drop", "increase", "deletion", "insertion")
-    )
+    for row in rows:
+        for key in ("average_drop", "increase", "deletion", "insertion"):
+            assert 0 <= float(row[key]) <= 1
 
 
 def test_target(data, finished, tmp_path):
     __main__.main(arguments(data, finished, tmp_path, "--target", "bbb"))
-    assert {row["explained"] for row in csv.DictReader(open(tmp_path / "patches.csv"))} == {
-        "Bb (BBB)"
-    }
+    assert {row["explained"] for row in read_table(tmp_path / "patches.csv")} == {"Bb (BBB)"}
     classes = ["Almaty (ALA)", "Hong Kong (HKG)", "Nowhere"]
-    assert [
-        cities.find(name, classes) for name in ("ALA", "almaty", "Hong Kong (HKG)", "nowhere")
-    ] == [0, 0, 1, 2]
+    names = ("ALA", "almaty", "Hong Kong (HKG)", "nowhere")
+    assert [cities.find(name, classes) for name in names] == [0, 0, 1, 2]
     with pytest.raises(InputError, match="did you mean Almaty"):
         cities.find("Almatty", classes)
 
@@ -127,29 +104,19 @@ def test_patches_are_drawn_from_the_raster_at_full_size(data, finished, tmp_path
 def test_one_colour_and_constant_maps_have_a_picture(tmp_path):
     picture = Image.new("RGB", (48, 48), "grey")
     maps = {"layer1": torch.zeros(8, 8), "layer2": torch.ones(4, 4)}
-    page = figures.patch_figure(picture, maps, "x" * 300, False)
+    page = panels.patch_figure(picture, maps, "x" * 300, False)
     assert page.width > 800
-    assert (
-        np.asarray(figures.masked(picture, figures.on_picture(torch.ones(4, 4), picture))).max()
-        == 0
-    )
+    values = panels.on_picture(torch.ones(4, 4), picture)
+    assert np.asarray(panels.masked(picture, values)).max() == 0
 
 
 def test_whole_raster(data, finished, tmp_path):
-    root = data.parent / "raw"
-    __main__.main(
-        arguments(
-            data,
-            finished,
-            tmp_path,
-            "--raster",
-            str(root / "Cc (CCC)" / "site2" / "2020.png"),
-            "--save-maps",
-        )
-    )
+    raster = data.parent / "raw" / "Cc (CCC)" / "site2" / "2020.png"
+    __main__.main(arguments(data, finished, tmp_path, "--raster", str(raster), "--save-maps"))
     assert Image.open(tmp_path / "2020_relevance-cam.jpg").width > 2000
     saved = np.load(tmp_path / "2020_relevance-cam.npz")
-    assert saved["layer2"].shape == (160, 160) and saved["probability"].shape == (10, 10, 3)
+    assert saved["layer2"].shape == (160, 160)
+    assert saved["probability"].shape == (10, 10, 3)
     np.testing.assert_allclose(saved["probability"].sum(-1), 1, atol=1e-5)
 
 
@@ -157,16 +124,16 @@ def test_blend_of_one_window_is_its_map():
     def method(images, target):
         return {"layer1": images.mean(1)}, torch.tensor([[0.0, 1.0]]).expand(len(images), 2)
 
+    def prepare(windows):
+        return windows.permute(0, 3, 1, 2).float()
+
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    maps, probability, target = rasters.blend(
-        method, pixels, 32, 16, lambda x: x.permute(0, 3, 1, 2).float(), 1, "cpu"
-    )
+    maps, probability, target = rasters.blend(method, pixels, 32, 16, prepare, 1)
     np.testing.assert_allclose(maps["layer1"], pixels.mean(2), rtol=1e-4)
-    # Overlapping windows that agree give the same map again, without seams, also at an edge that is off the step.
+    # Overlapping windows that agree give the same map again, without seams, also at an edge that
+    # is off the step.
     pixels = np.random.default_rng(0).integers(0, 256, (75, 90, 3), dtype=np.uint8)
-    maps, probability, _ = rasters.blend(
-        method, pixels, 32, 16, lambda x: x.permute(0, 3, 1, 2).float(), 1, "cpu"
-    )
+    maps, probability, _ = rasters.blend(method, pixels, 32, 16, prepare, 1)
     np.testing.assert_allclose(maps["layer1"], pixels.mean(2), rtol=1e-4)
     assert probability.shape == (5, 6, 2)
 
@@ -186,7 +153,8 @@ def test_blend_of_one_window_is_its_map():
 def test_wrong_input(data, finished, tmp_path, more, said):
     with pytest.raises(InputError, match=said) as error:
         __main__.main([*arguments(data, finished, tmp_path / "out"), *more])
-    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_raster_too_small(data, finished, tmp_path):

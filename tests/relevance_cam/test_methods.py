@@ -1,4 +1,7 @@
-"""Grad-CAM, Grad-CAM++ and Score-CAM against their papers' formulas on an untouched model; a planted object that all must find."""
+"""Grad-CAM, Grad-CAM++ and Score-CAM against their papers' formulas, on an untouched model.
+
+And a planted object that all methods must find.
+"""
 
 import copy
 
@@ -6,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from tqdm import tqdm
 
 from relevance_cam import GradCAM, GradCAMPlusPlus, RelevanceCAM, ScoreCAM
 from relevance_cam.maps import upsample
@@ -29,33 +33,32 @@ def images(n, *size):
 
 def hooked(model, x):
     """Logits, and the outputs of the stages, by forward hooks."""
-    kept = {}
+    outputs = {}
     hooks = [
         getattr(model, name).register_forward_hook(
-            lambda _, __, out, name=name: kept.__setitem__(name, out)
+            lambda _, __, out, name=name: outputs.__setitem__(name, out)
         )
         for name in LAYERS
     ]
     logits = model(x)
     for hook in hooks:
         hook.remove()
-    return logits, kept
+    return logits, outputs
 
 
 @pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
 def test_grad_cam_formula(block):
     model, x, target = net(block), images(3, 64, 80), [4, 0, 2]
-    logits, kept = hooked(model, x)
+    logits, outputs = hooked(model, x)
     maps, ours = GradCAM(model)(x, target)
     torch.testing.assert_close(ours, logits.detach(), rtol=1e-12, atol=0)
-    assert (
-        sum(bool(m.any()) for name in LAYERS for m in maps[name]) >= 4
-    )  # the ReLU leaves something to compare
+    # The ReLU leaves something to compare.
+    assert sum(bool(m.any()) for name in LAYERS for m in maps[name]) >= 4
     for name in LAYERS:
         for i, k in enumerate(target):
-            gradient = torch.autograd.grad(logits[i, k], kept[name], retain_graph=True)[0][i]
+            gradient = torch.autograd.grad(logits[i, k], outputs[name], retain_graph=True)[0][i]
             expected = (
-                sum(gradient[c].mean() * kept[name][i, c] for c in range(len(gradient)))
+                sum(gradient[c].mean() * outputs[name][i, c] for c in range(len(gradient)))
                 .clamp(min=0)
                 .detach()
             )
@@ -65,28 +68,29 @@ def test_grad_cam_formula(block):
 
 @pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
 def test_grad_cam_plus_plus_formula(block):
-    """The first derivative of Y = exp(S) by autograd, the second and third from it: Y g^2 and Y g^3 with g = dY / dA / Y."""
+    """The first derivative of Y = exp(S) by autograd, the second and third from it.
+
+    They are Y g^2 and Y g^3 with g = dY / dA / Y.
+    """
     model, x, target = net(block), images(3, 64, 80), [4, 0, 2]
-    logits, kept = hooked(model, x)
+    logits, outputs = hooked(model, x)
     maps, _ = GradCAMPlusPlus(model)(x, target)
     for name in LAYERS:
         for i, k in enumerate(target):
-            a, y = kept[name][i].detach(), logits[i, k].exp()
-            first = torch.autograd.grad(y, kept[name], retain_graph=True)[0][i]
+            a, y = outputs[name][i].detach(), logits[i, k].exp()
+            first = torch.autograd.grad(y, outputs[name], retain_graph=True)[0][i]
             y = y.detach()
             second, third = first**2 / y, first**3 / y**2
             bottom = 2 * second + a.sum((1, 2), keepdim=True) * third
             alpha = second / torch.where(bottom == 0, 1, bottom)
             weight = (alpha * first.clamp(min=0)).sum((1, 2))
             expected = (weight[:, None, None] * a).sum(0).clamp(min=0)
-            assert expected.any() and (maps[name][i] - expected).norm() <= 1e-6 * expected.norm(), (
-                name,
-                i,
-            )
+            assert expected.any()
+            assert (maps[name][i] - expected).norm() <= 1e-6 * expected.norm(), (name, i)
 
 
 def test_grad_cam_plus_plus_derivatives_by_autograd():
-    """The closed forms of the second and third derivative, on a head whose derivatives autograd can take."""
+    """The closed forms of the second and third derivative, on a head that autograd can derive."""
     a = torch.rand(3, 2, 2, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(3, dtype=torch.float64)
     y = (a.mean((1, 2)) @ weight).exp()
@@ -108,46 +112,44 @@ def test_grad_cam_plus_plus_of_a_huge_logit_is_finite():
 def test_score_cam_against_a_slow_loop():
     model, x = net(BasicBlock), images(1, 33, 40)
     layers, target = ("layer1", "layer2"), [3]
-    maps, logits = ScoreCAM(model, layers, batch_size=37, progress=False)(x, target)
+    maps, logits = ScoreCAM(model, layers, batch_size=37)(x, target)
     with torch.no_grad():
-        expected_logits, kept = hooked(model, x)
+        expected_logits, outputs = hooked(model, x)
         baseline = model(torch.zeros_like(x[:1]))[0]
         torch.testing.assert_close(logits, expected_logits, rtol=1e-12, atol=0)
         for name in layers:
             for i, k in enumerate(target):
                 scores = []
-                for channel in kept[name][i]:
+                for channel in outputs[name][i]:
                     mask = F.interpolate(
                         channel[None, None], (33, 40), mode="bilinear", align_corners=False
                     )[0]
-                    mask = (
-                        (mask - mask.min()) / (mask.max() - mask.min())
-                        if mask.max() > mask.min()
-                        else 0 * mask
-                    )
+                    height = mask.max() - mask.min()
+                    mask = (mask - mask.min()) / height if height > 0 else 0 * mask
                     scores.append(model((x[i] * mask)[None])[0, k] - baseline[k])
                 weight = torch.stack(scores).exp()
                 expected = (
-                    ((weight / weight.sum())[:, None, None] * kept[name][i]).sum(0).clamp(min=0)
+                    ((weight / weight.sum())[:, None, None] * outputs[name][i]).sum(0).clamp(min=0)
                 )
                 torch.testing.assert_close(maps[name][i], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_score_cam_progress_bar(capsys):
-    ScoreCAM(net(BasicBlock), "layer1")(images(1, 32, 32))
+    ScoreCAM(net(BasicBlock), "layer1", progress=tqdm)(images(1, 32, 32))
     assert "Score-CAM" in capsys.readouterr().err
-    ScoreCAM(net(BasicBlock), "layer1", progress=False)(images(1, 32, 32))
+    ScoreCAM(net(BasicBlock), "layer1")(images(1, 32, 32))
     assert capsys.readouterr().err == ""
 
 
-# A planted object: 3-channel mosaics of cells at random +1 or -1. Class k has +1 everywhere in channel k of one square, so the square
-# is no brighter than the rest, and nothing else tells the class.
+# A planted object: 3-channel mosaics of cells at random +1 or -1. Class k has +1 everywhere in
+# channel k of one square, so the square is no brighter than the rest, and nothing else tells the
+# class.
 
 SIZE, SQUARE, CELL, CLASSES = 192, 64, 8, 3
 
 
 def mosaics(n, seed):
-    """Images (n, 3, SIZE, SIZE), classes (n,), and row and column of the square's upper left pixel (n, 2)."""
+    """Images (n, 3, SIZE, SIZE), classes (n,), and the square's upper left pixel (n, 2)."""
     generator = torch.Generator().manual_seed(seed)
     cells = (
         torch.randint(0, 2, (n, 3, SIZE // CELL, SIZE // CELL), generator=generator).float() * 2 - 1

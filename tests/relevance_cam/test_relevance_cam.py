@@ -1,7 +1,10 @@
-"""Relevance-CAM: the published numbers, every rule against the slow way, and that a model is left as it was.
+"""Relevance-CAM: the published numbers, and every rule against the slow way.
 
-tests/data/relevance_cam.npz holds what the published code gives in float64 for ResNets with weights and images made by `golden_net`
-and `golden_images`: keys <net>/<argmax|class7>/<layer> (2, 1, h, w) and <net>/logits (2, 45).
+And that a model is left as it was.
+
+golden.npz holds what the published code gives in float64 for ResNets with weights and images made
+by `golden_net` and `golden_images`: keys <net>/<argmax|class7>/<layer> (2, 1, h, w) and
+<net>/logits (2, 45).
 """
 
 import copy
@@ -24,10 +27,7 @@ from relevance_cam import relevance_cam as implementation
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
 GOLDEN = np.load(Path(__file__).parent / "golden.npz")
-SCORE = functools.partial(
-    ScoreCAM, progress=False
-)  # a pass for every channel: kept to few of them here
-METHODS = [RelevanceCAM, GradCAM, GradCAMPlusPlus, SCORE]
+METHODS = [RelevanceCAM, GradCAM, GradCAMPlusPlus, ScoreCAM]
 
 
 def draw_weights(model, seed):
@@ -117,7 +117,8 @@ def test_golden_maps_in_bfloat16(autocast):
         assert error(maps[layer], GOLDEN[f"resnet18/argmax/{layer}"][:, 0]) < 0.03, layer
 
 
-# The slow way: relevance itself, every rule as the paper has it, convolutions by autograd, both halves of z+
+# The slow way: relevance itself, every rule as the paper has it, convolutions by autograd, both
+# halves of z+.
 
 
 def divide(a, b):
@@ -125,7 +126,10 @@ def divide(a, b):
 
 
 def zplus(layer, x, weight, relevance):
-    """x+ w+ and x- w-, each input its share of the outputs' relevance; layer(x, weight) is the layer without its bias."""
+    """x+ w+ and x- w-, each input its share of the outputs' relevance.
+
+    layer(x, weight) is the layer without its bias.
+    """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         z = layer(x.clamp(min=0), weight.clamp(min=0)) + layer(x.clamp(max=0), weight.clamp(max=0))
@@ -175,7 +179,8 @@ def slow_relevance(model, images, target):
                 y * divide(relevance, y + shortcut),
                 shortcut * divide(relevance, y + shortcut),
             )
-            for (conv, _), given in zip(reversed(chain(block)), reversed(inputs)):
+            steps = zip(chain(block), inputs, strict=True)
+            for (conv, _), given in reversed(list(steps)):
                 main = zplus(convolution(conv), given, conv.weight, main)
             if block.downsample is not None:
                 side = zplus(convolution(block.downsample[0]), x, block.downsample[0].weight, side)
@@ -314,7 +319,10 @@ def test_start():
 
 
 def test_layer4_is_head_and_pooling_rule_only():
-    """Pooling shares in proportion to the inputs: the mean relevance of a channel is what the linear rule gives its mean / (h w)."""
+    """Pooling shares in proportion to the inputs.
+
+    So the mean relevance of a channel is what the linear rule gives its mean / (h w).
+    """
     model, images = small_net().double(), noise(2, 3, 96, 64, dtype=torch.float64)
     x = model.layer4(
         model.layer3(
@@ -330,7 +338,10 @@ def test_layer4_is_head_and_pooling_rule_only():
 
 
 def test_relevance_is_conserved(monkeypatch):
-    """Every rule conserves relevance, except that an output whose z is 0 has nobody to give it to. Logits hold 1 - (K - 1) / K = 1 / K."""
+    """Every rule conserves relevance, but an output whose z is 0 has nobody to give it to.
+
+    Logits hold 1 - (K - 1) / K = 1 / K.
+    """
     totals = []
     weigh = implementation.weigh
     monkeypatch.setattr(
@@ -357,7 +368,7 @@ def test_relevance_is_conserved(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "method, layers", [*((method, LAYERS) for method in METHODS[:3]), (SCORE, ("layer1",))]
+    "method, layers", [*((method, LAYERS) for method in METHODS[:3]), (ScoreCAM, ("layer1",))]
 )
 def test_batch_equals_one_by_one(method, layers):
     model, images = small_net().double(), noise(2, 3, 32, 40, dtype=torch.float64)
@@ -437,14 +448,14 @@ def test_channels_last_inference_mode_and_autograd_change_nothing(method):
 
 def test_score_cam_under_inference_mode():
     model, images = small_net(), noise(1, 3, 32, 32)
-    expected, _ = ScoreCAM(model, "layer1", progress=False)(images)
+    expected, _ = ScoreCAM(model, "layer1")(images)
     with torch.inference_mode():
-        maps, _ = ScoreCAM(model, "layer1", progress=False)(images + 0)
+        maps, _ = ScoreCAM(model, "layer1")(images + 0)
     assert error(maps["layer1"].numpy(), expected["layer1"]) < 1e-5
 
 
 @pytest.mark.parametrize(
-    "method, layers", [*((method, LAYERS) for method in METHODS[:3]), (SCORE, "layer1")]
+    "method, layers", [*((method, LAYERS) for method in METHODS[:3]), (ScoreCAM, "layer1")]
 )
 def test_a_plain_image_and_a_single_class_give_finite_maps(method, layers):
     model = small_net(classes=1)
@@ -506,7 +517,7 @@ def test_model_is_left_as_it_was(method):
     [
         (RelevanceCAM, rules, "conv_transposed"),
         (GradCAM, torch.autograd, "grad"),
-        (SCORE, F, "interpolate"),
+        (ScoreCAM, F, "interpolate"),
     ],
 )
 def test_model_is_left_as_it_was_after_a_failure_in_the_middle(method, owner, name, monkeypatch):

@@ -3,16 +3,15 @@
 import csv
 import json
 import re
-from html.parser import HTMLParser
 
 import browser
-import numpy as np
 import pytest
-from conftest import picture
+from made_up_results import made_up
+from page_checks import CONTRAST, WIDE, Checker, check, needs_browser
 
 from dl_slicer.cli import InputError
 from dl_slicer.files import write_rows
-from dl_slicer.report import page as report
+from dl_slicer.report.page import write_report
 
 ODD = [
     "Almaty (ALA)",
@@ -25,238 +24,6 @@ ODD = [
     "Ærø & Ø <b> (ÆRØ)",
     "{braces} %s \\n (BRC)",
 ]
-VOID = {"meta", "link", "img", "br", "hr", "input"}
-
-
-def made_up(out, cities, seed=0, intervals=True, log=True, pictures=True, rasters=12):
-    """The files of a run whose figures are drawn by lot, as test_classification.py and portraits.py write them."""
-    rng = np.random.default_rng(seed)
-    k, n = len(cities), 20
-    out.mkdir(parents=True)
-    share = rng.beta(5, 1, k)
-    matrix = [[0] * k for _ in cities]
-    for i in range(k):
-        for j in np.where(rng.random(n) < share[i], i, rng.integers(0, k, n)):
-            matrix[i][j] += 1
-    codes = [report.patches.code(city) for city in cities]
-    accuracy = [matrix[i][i] / n for i in range(k)]
-    other = [max((j for j in range(k) if j != i), key=lambda j: matrix[i][j]) for i in range(k)]
-    ends = [(max(0, a - 0.1), min(1, a + 0.05)) if intervals else (None, None) for a in accuracy]
-    write_rows(
-        out / "confusion_matrix.csv",
-        ("true \\ predicted", *cities),
-        ((city, *row) for city, row in zip(cities, matrix)),
-    )
-    write_rows(
-        out / "per_city.csv",
-        (
-            "city",
-            "code",
-            "n",
-            "rasters",
-            "accuracy",
-            "ci95_low",
-            "ci95_high",
-            "interval",
-            "precision",
-            "recall",
-            "f1",
-            "most_confused_with",
-        ),
-        (
-            (
-                city,
-                codes[i],
-                n,
-                rasters,
-                accuracy[i],
-                *ends[i],
-                "rasters" if intervals else "none: one raster",
-                0.9,
-                accuracy[i],
-                0.9,
-                cities[other[i]] if accuracy[i] < 1 else "",
-            )
-            for i, city in enumerate(cities)
-        ),
-    )
-    write_rows(
-        out / "nearest.csv",
-        (
-            "city",
-            "code",
-            *(f"{view}_{i}" for view in ("confusion", "features") for i in (1, 2, 3)),
-            "rank_correlation",
-            "views",
-        ),
-        (
-            (
-                city,
-                codes[i],
-                cities[other[i]],
-                "",
-                "",
-                cities[(i + 1) % k],
-                "",
-                "",
-                None,
-                ("agree", "disagree", "no confusions")[i % 3],
-            )
-            for i, city in enumerate(cities)
-        ),
-    )
-    write_rows(
-        out / "similarity.csv",
-        ("a", "b", "confusion", "features"),
-        ((cities[i], cities[j], 0.01 * i, 0.5) for i in range(k) for j in range(i + 1, k)),
-    )
-    metrics = {
-        "accuracy": float(np.mean(accuracy)),
-        "accuracy_ci95": [0.7, 0.9] if intervals else None,
-        "interval": "bootstrap over rasters"
-        if intervals
-        else "none: all patches are from one raster",
-        "n_rasters": k * rasters,
-        "raster_accuracy": 0.9,
-        "top5_accuracy": 0.99,
-        "balanced_accuracy": 0.8,
-        "macro_f1": 0.8,
-        "ece": 0.03,
-        "views_rank_correlation": 0.5 if intervals else None,
-        "confused_pairs": [
-            {"a": cities[0], "b": cities[1], "a_as_b": 2, "b_as_a": 1, "n": 3, "share": 0.075}
-        ],
-        "n": k * n,
-        "device": "cpu",
-        "dtype": "float32",
-        "checkpoint": str(out.parent / "best.pth"),
-        "epoch": 2,
-        "arch": "resnet50",
-        "data": "data/<patches> & more",
-        "split": "test_b",
-        "versions": {"torch": "2.6", "cuda": None},
-    }
-    (out / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
-    if log:
-        write_rows(
-            out.parent / "log.csv",
-            ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"),
-            [
-                (1, 1e-3, 1.2, 0.4, 9.5, 0.3),
-                (2, 1e-3, 0.7, 0.7, 0.8, 0.72),
-                (3, 1e-3, 0.5, 0.8, float("nan"), 0.6),
-            ],
-        )
-        (out.parent / "config.json").write_text(
-            json.dumps(
-                {
-                    "data": "x",
-                    "run": "r </script> é",
-                    "arch": "resnet50",
-                    "weights": "none",
-                    "epochs": 3,
-                    "batch_size": 8,
-                    "lr": 1e-3,
-                    "flips": False,
-                    "recipe": "robust",
-                    "compile": True,
-                    "deterministic": False,
-                    "workers": None,
-                    "dtype": "float32",
-                    "data_set": {
-                        "classes": list(cities),
-                        "patch_size": 480,
-                        "stride": 240,
-                        "image_size": 224,
-                        "train": 99,
-                        "val": 9,
-                    },
-                }
-            ),
-            encoding="utf-8",
-        )
-    if pictures:
-        large = picture(1200, 1400, seed)
-        picture(19, 29).resize((1900, 2900), 0).save(out / "similarity.png")
-        picture(10, 12).resize((750, 900), 0).save(out / "reliability.png")
-        (out / "portraits").mkdir()
-        rows = []
-        for i, city in enumerate(cities):
-            large.crop((i, i, i + 936, i + 1072)).save(out / "portraits" / f"{i}.jpg", quality=88)
-            for kind, y in zip(
-                (
-                    "typical" if i % 4 else "least unlike",
-                    "taken for neighbour" if i % 3 else "closest to neighbour",
-                ),
-                (72, 608),
-            ):
-                rows += [
-                    (
-                        city,
-                        kind,
-                        f"{city}/x/r0{x}_c00",
-                        city,
-                        city,
-                        city if y == 72 else cities[other[i]],
-                        "0.987654",
-                        9,
-                        f"{i}.jpg",
-                        8 + 232 * x,
-                        y,
-                        y + 232,
-                        224,
-                    )
-                    for x in range(4)
-                ]
-        write_rows(
-            out / "portraits" / "portraits.csv",
-            (
-                "city",
-                "role",
-                "patch",
-                "true",
-                "predicted",
-                "explained",
-                "probability",
-                "available",
-                "file",
-                "x",
-                "y",
-                "mask_y",
-                "side",
-            ),
-            rows,
-        )
-    return report.write(out)
-
-
-class Checker(HTMLParser):
-    """Notes what is not well formed, all ids, and the attributes of all tags."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.faults, self.ids, self.tags, self.text = [], [], [], [], []
-        self.feed(text)
-        self.close()
-        self.faults += [f"<{tag}> is left open" for tag in self.open]
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        self.tags.append((tag, attributes))
-        self.ids += [attributes["id"]] if "id" in attributes else []
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        if not self.open or self.open.pop() != tag:
-            self.faults.append(f"</{tag}> closes something else")
-
-    def handle_data(self, data):
-        if not self.open or self.open[-1] not in ("script", "style"):
-            self.text.append(data)
 
 
 @pytest.fixture(scope="module")
@@ -287,16 +54,15 @@ def test_page_is_whole_and_alone(which, request):
     checked = Checker(text)
     assert checked.faults == []
     assert len(checked.ids) == len(set(checked.ids))
-    assert all(attributes.get("alt") for tag, attributes in checked.tags if tag == "img")
+    assert all(attributes.get("alt") for attributes in checked.attributes_of("img"))
     assert all(
         attributes.get("aria-label") or attributes.get("aria-hidden")
-        for tag, attributes in checked.tags
-        if tag == "svg"
+        for attributes in checked.attributes_of("svg")
     )
     inner = {
         attributes["href"].removeprefix("#")
-        for tag, attributes in checked.tags
-        if tag == "a" and attributes["href"].startswith("#")
+        for attributes in checked.attributes_of("a")
+        if attributes["href"].startswith("#")
     }
     assert inner <= set(checked.ids)
     links = [
@@ -307,13 +73,10 @@ def test_page_is_whole_and_alone(which, request):
     ]
     assert all(link.startswith(("#", "data:")) for link in links)
     assert not re.search(r"https?://|url\(|@import", re.sub(r'"data:[^"]*"', "", text))
-    assert [tag for tag, _ in checked.tags].count(
-        "script"
-    ) == 1  # also where a city is called <script>
-    assert not re.search(
-        r"\bNone\b(?! of)|nan\b|\{|\}",
-        " ".join(text for text in checked.text if "braces" not in text and '"' not in text),
-    )
+    # also where a city is called <script>
+    assert [tag for tag, _ in checked.tags].count("script") == 1
+    plain = [text for text in checked.text if "braces" not in text and '"' not in text]
+    assert not re.search(r"\bNone\b(?! of)|nan\b|\{|\}", " ".join(plain))
 
 
 def test_at_most_10_mb_with_all_portraits(large):
@@ -322,42 +85,35 @@ def test_at_most_10_mb_with_all_portraits(large):
 
 
 def test_names_are_shown_as_they_are(large):
-    text = " ".join(Checker(large.read_text(encoding="utf-8")).text)
+    text = " ".join(check(large).text)
     assert all(city in text for city in ODD)
 
 
 def test_sentences_and_figures(large, small):
-    words = " ".join(
-        " ".join(Checker(large.read_text(encoding="utf-8")).text).replace("\u00a0", " ").split()
-    )
+    words = check(large).words()
     assert re.search(
-        r"Of 900 patches of places never seen in training, \d\d\.\d % were given their true city \(95 % interval 70\.0 to 90\.0 %\)",
+        r"Of 900 patches of places never seen in training, \d\d\.\d % were given their true city"
+        r" \(95 % interval 70\.0 to 90\.0 %\)",
         words.replace(" ,", ","),
     )
-    assert (
-        "--no-flips" in words
-        and "--recipe robust" in words
-        and "--compile" in words
-        and "--deterministic" not in words
-    )
+    assert "--no-flips" in words
+    assert "--recipe robust" in words
+    assert "--compile" in words
+    assert "--deterministic" not in words
     assert "No log.csv" not in words
-    words = " ".join(
-        " ".join(Checker(small.read_text(encoding="utf-8")).text).replace("\u00a0", " ").split()
-    )
-    assert (
-        "No interval." in words
-        and "No log.csv" in words
-        and "not known: no config.json" in words
-        and "95 % interval 70" not in words
-    )
+    words = check(small).words()
+    assert "No interval." in words
+    assert "No log.csv" in words
+    assert "not known: no config.json" in words
+    assert "95 % interval 70" not in words
 
 
 def test_results_that_are_not_whole(tmp_path):
     with pytest.raises(InputError, match="no whole results"):
-        report.write(tmp_path)
+        write_report(tmp_path)
     (tmp_path / "metrics.json").write_text("{}")
     with pytest.raises(InputError, match="no whole results"):
-        report.write(tmp_path)
+        write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
 
 
@@ -376,13 +132,11 @@ def test_a_city_without_patches(tmp_path):
             header,
             [row if row[0] != "Bb" else empty for row in rows if empty or row[0] != "Bb"],
         )
-    text = report.write(file.parent).read_text(encoding="utf-8")
-    assert (
-        Checker(text).faults == []
-        and "Without patches here: <bdi>Bb</bdi>" in text
-        and 'id="city-2"' in text
-        and 'id="city-1"' not in text
-    )
+    text = write_report(file.parent).read_text(encoding="utf-8")
+    assert Checker(text).faults == []
+    assert "Without patches here: <bdi>Bb</bdi>" in text
+    assert 'id="city-2"' in text
+    assert 'id="city-1"' not in text
 
 
 def test_training_figures_are_told_from_test_figures(tmp_path):
@@ -390,34 +144,16 @@ def test_training_figures_are_told_from_test_figures(tmp_path):
     metrics = json.loads((tmp_path / "val" / "metrics.json").read_text())
     (tmp_path / "val" / "metrics.json").write_text(json.dumps({**metrics, "split": "val"}))
     assert "Not a test" not in file.read_text(encoding="utf-8")
-    assert "Not a test" in report.write(tmp_path / "val").read_text(encoding="utf-8")
+    assert "Not a test" in write_report(tmp_path / "val").read_text(encoding="utf-8")
 
 
 # In a real browser
-
-needs_browser = pytest.mark.skipif(
-    browser.CHROMIUM is None,
-    reason="no chromium here to open the report in (Debian: apt-get install chromium)",
-)
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     with browser.Page(tmp_path_factory.mktemp("chromium")) as page:
         yield page
-
-
-# What reaches beyond the window and is in no box that scrolls by itself.
-WIDE = """[...document.body.querySelectorAll('*')].filter(e => !e.closest('.sr') && e.getBoundingClientRect().right > innerWidth + 1
-          && !e.parentElement.closest('.scroll, pre')).map(e => e.outerHTML.slice(0, 80))"""
-# The smallest contrast of text with its ground (WCAG 2), over all words outside pictures.
-CONTRAST = """(() => {
-  const rgb = c => (c.match(/[\\d.]+/g) || []).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4).reduce((s, v, i) => s + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const ground = e => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); if (c.length == 3 || c[3] > 0) return c; } return [255, 255, 255]; };
-  return Math.min(...[...document.body.querySelectorAll('p, dt, dd span, a, td, th, b, li, h1, h2, h3, summary, figcaption, caption, pre, button')].map(e => {
-    const [a, b] = [light(rgb(getComputedStyle(e).color)), light(ground(e))].sort((x, y) => y - x); return (a + 0.05) / (b + 0.05); }));
-})()"""
 
 
 @needs_browser
@@ -431,14 +167,11 @@ def test_nothing_overflows_and_nothing_is_complained_of(page, which, width, dark
     assert page.run("innerWidth") == width
     assert page.run("document.documentElement.scrollWidth") <= width
     assert page.run(WIDE) == []
-    assert (
-        page.run("[...document.images].filter(e => e.loading != 'lazy' && !e.naturalWidth).length")
-        == 0
-    )
+    broken = "[...document.images].filter(e => e.loading != 'lazy' && !e.naturalWidth)"
+    assert page.run(f"{broken}.length") == 0
     assert page.run(CONTRAST) >= 4.5
-    background = sum(
-        map(int, re.findall(r"\d+", page.run("getComputedStyle(document.body).backgroundColor")))
-    )
+    colour = page.run("getComputedStyle(document.body).backgroundColor")
+    background = sum(map(int, re.findall(r"\d+", colour)))
     assert background < 150 if dark else background > 600
     assert [url for url in page.requests() if not url.startswith("data:")] == [file.as_uri()]
     assert page.complaints() == []
@@ -447,14 +180,13 @@ def test_nothing_overflows_and_nothing_is_complained_of(page, which, width, dark
 @needs_browser
 def test_browser_notes_errors_requests_and_overflow(page, tmp_path):
     (tmp_path / "bad.html").write_text(
-        "<body><p style='width:3000px'>wide<script>console.log(1); fetch('http://127.0.0.1:9/x').catch(() => 0); undefined_thing()</script>"
+        "<body><p style='width:3000px'>wide<script>console.log(1);"
+        " fetch('http://127.0.0.1:9/x').catch(() => 0); undefined_thing()</script>"
     )
     page.open((tmp_path / "bad.html").as_uri(), 390)
-    assert (
-        len(page.complaints()) >= 2
-        and any("127.0.0.1" in url for url in page.requests())
-        and page.run(WIDE)
-    )
+    assert len(page.complaints()) >= 2
+    assert any("127.0.0.1" in url for url in page.requests())
+    assert page.run(WIDE)
 
 
 CELLS = "[...document.querySelector('#cities tbody').rows].map(row => row.cells[{}].dataset.v)"
@@ -477,25 +209,22 @@ def test_cities_are_sorted_by_click_and_by_key(page, large):
     page.click("#cities th:nth-child(2) button")
     assert [float(value) for value in page.run(CELLS.format(1))] == accuracy
     assert page.run(SORTED) == [None, "ascending"] + [None] * 7
-    assert (
-        page.run("document.getElementById('said').textContent") == "Sorted by Accuracy, ascending"
-    )
+    said = page.run("document.getElementById('said').textContent")
+    assert said == "Sorted by Accuracy, ascending"
     # The rows go along as wholes, and what is empty comes last in either direction.
-    found = dict(zip(page.run(CELLS.format(0)), map(float, page.run(CELLS.format(1)))))
+    names = page.run(CELLS.format(0))
+    found = dict(zip(names, map(float, page.run(CELLS.format(1))), strict=True))
     assert found == {row["city"]: float(row["accuracy"]) for row in cities}
     for _ in range(2):
         page.click("#cities th:nth-child(9) button")
         values = page.run(CELLS.format(8))
-        assert (
-            values == [value for value in values if value] + [""] * values.count("")
-            and 0 < values.count("") < 45
-        )
+        assert values == [value for value in values if value] + [""] * values.count("")
+        assert 0 < values.count("") < 45
     page.run("document.querySelector('#cities th:nth-child(1) button').focus()")
     page.press("Enter", 13)
     names = page.run(CELLS.format(0))
-    assert page.run(SORTED)[0] == "ascending" and sorted(names) == sorted(
-        row["city"] for row in cities
-    )
+    assert page.run(SORTED)[0] == "ascending"
+    assert sorted(names) == sorted(row["city"] for row in cities)
     assert names == page.run(f"{CELLS.format(0)}.sort((a, b) => a.localeCompare(b))")
     page.press("Tab", 9)
     page.press("Enter", 13)
@@ -504,15 +233,11 @@ def test_cities_are_sorted_by_click_and_by_key(page, large):
 
 @needs_browser
 def test_a_city_leads_to_its_portrait(page, large):
+    opened = "document.querySelectorAll('details.portrait[open]').length"
     page.open(large.as_uri(), 390)
-    assert page.run("document.querySelectorAll('details.portrait[open]').length") == 1
+    assert page.run(opened) == 1
     page.run("document.querySelector('#cities tbody tr:nth-child(30) a').click()")
     page.run("new Promise(done => setTimeout(done, 300))")
-    assert (
-        page.run(
-            "document.querySelector(location.hash).open && document.querySelectorAll('details.portrait[open]').length"
-        )
-        == 2
-    )
+    assert page.run(f"document.querySelector(location.hash).open && {opened}") == 2
     page.run("document.querySelector('[data-details=open]').click()")
-    assert page.run("document.querySelectorAll('details.portrait[open]').length") == 45
+    assert page.run(opened) == 45

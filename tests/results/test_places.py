@@ -9,6 +9,7 @@ from conftest import picture
 from PIL import Image
 
 import test_classification
+from dl_slicer import cities
 from dl_slicer.cli import InputError, run
 from dl_slicer.model import checkpoints, evaluation
 from dl_slicer.patch_sets import reading
@@ -29,9 +30,9 @@ CITIES = ["Red (RED)", "Green (GRN)", "Blue (BLU)"]
 COLOURS = [(200, 20, 20), (20, 200, 20), (20, 20, 200)]
 
 
-def compare(out, *paths, checkpoint=CHECKPOINT, cities=CITIES, model=None):
+def compare(out, *paths, checkpoint=CHECKPOINT, names=CITIES, model=None):
     places.compare(
-        paths, model or ByColour(), checkpoint, cities, torch.device("cpu"), torch.float32, out
+        paths, model or ByColour(), checkpoint, names, torch.device("cpu"), torch.float32, out
     )
     with open(out / "places.csv", newline="", encoding="utf-8") as lines:
         return list(csv.DictReader(lines))
@@ -43,55 +44,41 @@ def plain(file, colour, size=(48, 48)):
     return file
 
 
-def halves(file, width=240, height=144):
+def halves_of(width, height):
     """Left red, right green."""
     image = Image.new("RGB", (width, height), COLOURS[0])
     image.paste(COLOURS[1], (width // 2, 0, width, height))
-    image.save(file)
+    return image
+
+
+def halves(file, width=240, height=144):
+    halves_of(width, height).save(file)
     return file
 
 
 def test_shares_of_each_file_and_of_all(tmp_path, capsys):
     rows = compare(tmp_path / "out", plain(tmp_path / "one.png", 2), halves(tmp_path / "two.png"))
-    assert [
-        (row["file"], row["patches"], row["rank"], row["city"], row["code"]) for row in rows[:1]
-    ] == [(str(tmp_path / "one.png"), "1", "1", CITIES[2], "BLU")]
+    first = [rows[0][key] for key in ("file", "patches", "rank", "city", "code")]
+    assert first == [str(tmp_path / "one.png"), "1", "1", CITIES[2], "BLU"]
     two = {row["code"]: row for row in rows if row["file"].endswith("two.png")}
     assert two["RED"]["patches"] == "45"  # 9 x 5 windows
     # Windows at 0, 24, ... 192 in a width of 240: four lie left, four right, one on the border.
-    assert (
-        float(two["RED"]["mean_probability"])
-        == pytest.approx(0.5, abs=0.01)
-        == float(two["GRN"]["mean_probability"])
-    )
-    assert float(two["RED"]["share_of_patches"]) + float(
-        two["GRN"]["share_of_patches"]
-    ) == pytest.approx(1, abs=1e-5)
-    assert min(float(two[code]["share_of_patches"]) for code in ("RED", "GRN")) == pytest.approx(
-        4 / 9, abs=1e-5
-    )
-    whole = {row["code"]: row for row in rows if row["file"] == "all files"}
-    assert whole["BLU"]["patches"] == "46" and float(
-        whole["BLU"]["share_of_patches"]
-    ) == pytest.approx(1 / 46, abs=1e-5)
+    assert float(two["RED"]["mean_probability"]) == pytest.approx(0.5, abs=0.01)
+    assert float(two["GRN"]["mean_probability"]) == pytest.approx(0.5, abs=0.01)
+    shares = [float(two[code]["share_of_patches"]) for code in ("RED", "GRN")]
+    assert sum(shares) == pytest.approx(1, abs=1e-5)
+    assert min(shares) == pytest.approx(4 / 9, abs=1e-5)
+    total = {row["code"]: row for row in rows if row["file"] == "all files"}
+    assert total["BLU"]["patches"] == "46"
+    assert float(total["BLU"]["share_of_patches"]) == pytest.approx(1 / 46, abs=1e-5)
+    one = {row["code"]: row for row in rows if row["file"].endswith("one.png")}
     for code in ("RED", "BLU"):  # each patch counts alike
-        alone = next(
-            float(row["mean_probability"])
-            for row in rows
-            if row["file"].endswith("one.png") and row["code"] == code
-        )
-        assert float(whole[code]["mean_probability"]) == pytest.approx(
-            (alone + 45 * float(two[code]["mean_probability"])) / 46, abs=1e-5
-        )
+        mean = float(one[code]["mean_probability"]) + 45 * float(two[code]["mean_probability"])
+        assert float(total[code]["mean_probability"]) == pytest.approx(mean / 46, abs=1e-5)
     assert [int(row["rank"]) for row in rows] == [1, 2, 3] * 3
-    said = capsys.readouterr().out
-    assert (
-        "mean probability" in said
-        and "share of patches" in said
-        and "all files" in said
-        and "each patch" in said
-        and "two.png" in said
-    )
+    printed = capsys.readouterr().out
+    for words in ("mean probability", "share of patches", "all files", "each patch", "two.png"):
+        assert words in printed
 
 
 def test_figure_colours_each_place_by_its_city(tmp_path):
@@ -100,17 +87,34 @@ def test_figure_colours_each_place_by_its_city(tmp_path):
     figure = Image.open(tmp_path / "out" / "two.jpg").convert("RGB")
     # The second panel is as large as the first and lies right of it: 12 + 1000 + 12.
     left, right = (np.array(figure.getpixel((1024 + x, 600)), int) for x in (200, 800))
-    mixed = [
-        np.array([(c + f) / 2 for c, f in zip(COLOURS[i], colour)])
-        for i, colour in ((0, (31, 119, 180)), (1, (255, 127, 14)))
-    ]
-    fits = [np.abs(left - mixed[0]).max() < 12 and np.abs(right - mixed[1]).max() < 12]
-    mixed = [
-        np.array([(c + f) / 2 for c, f in zip(COLOURS[i], colour)])
-        for i, colour in ((0, (255, 127, 14)), (1, (31, 119, 180)))
-    ]
-    fits += [np.abs(left - mixed[0]).max() < 12 and np.abs(right - mixed[1]).max() < 12]
-    assert any(fits), (left, right)
+    # Half of the raster, half of the city's colour: that of its class number.
+    for pixel, city, colour in ((left, 0, (31, 119, 180)), (right, 1, (255, 127, 14))):
+        mixed = (np.array(COLOURS[city]) + np.array(colour)) / 2
+        assert np.abs(pixel - mixed).max() < 12, (city, pixel)
+
+
+def test_maps_are_drawn_beside_the_same_two_panels():
+    raster = halves_of(240, 240)
+    probability = np.zeros((4, 4, 3))
+    probability[:, :2, 0] = probability[:, 2:, 2] = 1
+    codes = ["RED", "GRN", "BLU"]
+    plain = raster_figures.raster_figure(raster, probability, codes, "title")
+    maps = {"layer2": np.linspace(0, 1, 240 * 240).reshape(240, 240), "layer4": np.ones((240, 240))}
+    explained = raster_figures.raster_figure(raster, probability, codes, "title", maps)
+    panels = (0, 60, 2 * 1012, 60 + 30 + 1000)
+    assert plain.crop(panels).tobytes() == explained.crop(panels).tobytes()
+    assert explained.width == plain.width + 1012
+    assert explained.height > plain.height + 1000
+
+
+def test_colours_of_45_cities_are_told_apart():
+    colours = [cities.colour(number) for number in range(45)]
+    assert len(set(colours)) == 45
+    # In RGB a rough measure; cities.py says how they were chosen.
+    for i, colour in enumerate([*colours, cities.OTHERS]):
+        for other in colours[:i]:
+            assert np.abs(np.subtract(colour, other)).sum() >= 40, (i, colour, other)
+    assert len({cities.colour(number) for number in range(60)}) == 60
 
 
 def test_many_cities_wide_and_high_rasters_and_long_names_stay_in_the_figure():
@@ -118,18 +122,18 @@ def test_many_cities_wide_and_high_rasters_and_long_names_stay_in_the_figure():
     for size in ((2000, 300), (300, 2000), (600, 600)):
         for k in (1, 2, 45):
             codes = [f"A very long name of a city without code, number {i}" for i in range(k)]
-            page = raster_figures.draw_places(
-                Image.new("RGB", size), rng.dirichlet(np.full(k, 0.1), (30, 30)), codes, "t" * 300
-            )
-            assert page.width <= 2100 and page.height <= 2900
-            edge = np.concatenate(
-                [np.asarray(page)[:, -10:].reshape(-1, 3), np.asarray(page)[-6:].reshape(-1, 3)]
-            )
-            assert (edge == 255).all()  # nothing reaches the right or lower edge
+            probability = rng.dirichlet(np.full(k, 0.1), (30, 30))
+            raster = Image.new("RGB", size)
+            page = raster_figures.raster_figure(raster, probability, codes, "t" * 300)
+            assert page.width <= 2100
+            assert page.height <= 2900
+            # Nothing reaches the right or lower edge.
+            assert (np.asarray(page)[:, -10:] == 255).all()
+            assert (np.asarray(page)[-6:] == 255).all()
 
 
 def test_patches_are_those_of_a_patch_set(data, finished, tmp_path):
-    """A raster of the training data cut here gives what test_classification.py measures on the patch set."""
+    """A raster of the training data gives what is measured on its patches in the patch set."""
     model, checkpoint = checkpoints.load_checkpoint(finished / "best.pth")
     patch_set = reading.open_split(data, "train")
     setup = evaluation.Setup(torch.device("cpu"), mean=checkpoint.mean, std=checkpoint.std)
@@ -140,15 +144,14 @@ def test_patches_are_those_of_a_patch_set(data, finished, tmp_path):
         tmp_path,
         data.parent / "raw" / raster,
         checkpoint=checkpoint,
-        cities=patch_set.classes,
+        names=patch_set.classes,
         model=model,
     )
     found = {
         row["city"]: float(row["mean_probability"]) for row in rows if row["file"] != "all files"
     }
-    assert found == pytest.approx(
-        dict(zip(patch_set.classes, logits[own].softmax(1).mean(0).tolist())), abs=1e-4
-    )
+    expected = logits[own].softmax(1).mean(0).tolist()
+    assert found == pytest.approx(dict(zip(patch_set.classes, expected, strict=True)), abs=1e-4)
     assert rows[0]["patches"] == str(len(own)) == "81"
 
 
@@ -157,9 +160,8 @@ def test_folders_and_files_of_one_name(tmp_path):
         halves(plain(tmp_path / folder / "2020.png", 0))
     (tmp_path / "a" / "notes.txt").write_text("no image, passed over")
     plain(tmp_path / "a" / ".hidden.png", 0, (3, 3))
-    rows = compare(
-        tmp_path / "out", tmp_path / "a", tmp_path / "b", tmp_path / "a" / "2020.png"
-    )  # one of them twice
+    # One of them twice.
+    rows = compare(tmp_path / "out", tmp_path / "a", tmp_path / "b", tmp_path / "a" / "2020.png")
     assert [(row["file"], row["figure"]) for row in rows if row["rank"] == "1"] == [
         (str(tmp_path / "a" / "2020.png"), "2020.jpg"),
         (str(tmp_path / "b" / "2020.png"), "2020_2.jpg"),
@@ -202,12 +204,10 @@ def test_a_bad_file_is_one_line_before_any_work(tmp_path, capsys, bad, line):
     with pytest.raises(SystemExit) as ended:
         run(lambda: compare(tmp_path / "out", good, file))
     error = capsys.readouterr().err
-    assert (
-        ended.value.code == 2
-        and len(error.splitlines()) == 1
-        and line in error
-        and "bad.png" in error
-    )
+    assert ended.value.code == 2
+    assert len(error.splitlines()) == 1
+    assert line in error
+    assert "bad.png" in error
     assert not (tmp_path / "out").exists()
 
 
@@ -238,7 +238,8 @@ def test_command_line(data, finished, tmp_path, capsys):
             str(tmp_path / "out"),
         ]
     )  # no patch set is needed
-    assert (tmp_path / "out" / "places.csv").is_file() and (tmp_path / "out" / "2020.jpg").is_file()
+    assert (tmp_path / "out" / "places.csv").is_file()
+    assert (tmp_path / "out" / "2020.jpg").is_file()
     assert "BBB" in capsys.readouterr().out
 
 
@@ -282,8 +283,6 @@ def test_class_names_from_a_folder_of_patches(data, finished, tmp_path, capsys):
         ]
     )
     said = capsys.readouterr().out
-    assert (
-        "has no class names" in said
-        and "AAA" in said
-        and (tmp_path / "out" / "large.jpg").is_file()
-    )
+    assert "has no class names" in said
+    assert "AAA" in said
+    assert (tmp_path / "out" / "large.jpg").is_file()

@@ -1,0 +1,44 @@
+"""What preprocessing.py is asked for: a patch set, and for it a job for each raster.
+
+Jobs are handed to worker processes, so all in them can be pickled.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dl_slicer.patch_sets.on_disk import Region
+
+
+@dataclass(frozen=True)
+class Request:
+    """The patch set that is asked for."""
+
+    raw: Path  # folder of the rasters
+    out: Path  # folder of the patch set
+    settings: dict[str, int]  # on_disk.make_settings
+    jpegs: bool  # whether it also holds patches as JPEGs
+    test_b: int  # test patches drawn of each city
+    seed: int  # of that draw
+
+
+@dataclass(frozen=True)
+class Job:
+    """One raster, and what is to be cut from it."""
+
+    raster: str  # path relative to the raw folder
+    city: str
+    site: str
+    splits: list[str]  # train; or test and val, the left and the right half of a held-out raster
+    stamp: list[int]  # bytes and time of the file, which tell whether it has changed since
+    regions: tuple[Region, ...] = ()  # one for each split, once tiling.plan_regions has seen it
+
+    def identity(self) -> dict[str, Any]:
+        """Give what must not have changed since for an earlier result to count, as records say."""
+        return {
+            "raster": self.raster,
+            "city": self.city,
+            "site": self.site,
+            "splits": self.splits,
+            "stamp": self.stamp,
+        }

@@ -1,0 +1,403 @@
+"""What each section of the page tells: plain data that its template puts into words.
+
+A section's template is templates/<id>.html.j2; there `view` is what its function here gives.
+A new section is a function here, its line in `sections`, and its template.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dl_slicer.report import charts, confusion, words
+from dl_slicer.report.commands import Command, commands
+from dl_slicer.report.records import (
+    City,
+    ConfusedPair,
+    Neighbours,
+    Pair,
+    Picture,
+    Portrait,
+    Results,
+    Training,
+)
+
+FEW_RASTERS = 30
+MOST_DISAGREEING = 12
+MOST_CITIES_IN_A_NARROW_PICTURE = 12
+MOST_CITIES_ALL_OPEN = 8
+PORTRAITS_A_ROLE = 4
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page; id: its address and the name of its template."""
+
+    id: str
+    heading: str
+    view: object | None
+
+
+def sections(results: Results) -> list[Section]:
+    """Give the sections in the page's order, without those that the results lack."""
+    known: tuple[tuple[str, str, Callable[[Results], object | None]], ...] = (
+        ("accuracy", "How good it is", accuracy),
+        ("cities", "City by city", city_table),
+        ("confusions", "What is taken for what", confusions),
+        ("resemblance", "Which cities resemble each other", resemblance),
+        ("portraits", "What makes each city itself", portraits),
+        ("calibration", "Does it know when it is unsure?", calibration),
+        ("training", "How it was trained", training),
+        ("reproduce", "How to reproduce it", reproduce),
+    )
+    made = [Section(name, heading, make_view(results)) for name, heading, make_view in known]
+    return [section for section in made if section.view is not None]
+
+
+# How good it is
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The easiest cities (all that share the best accuracy) and the hardest one, if they differ."""
+
+    easiest: list[City]
+    hardest: City | None
+    few_rasters: bool
+
+
+def accuracy(results: Results) -> Accuracy:
+    """Pick what stands out among the cities."""
+    few_rasters = results.metrics.n_rasters < FEW_RASTERS
+    known = [city for city in results.cities if city.accuracy is not None]
+    known.sort(key=lambda city: city.accuracy)
+    if not known or known[0].accuracy == known[-1].accuracy:
+        return Accuracy([], None, few_rasters)
+    easiest = [city for city in known if city.accuracy == known[-1].accuracy]
+    return Accuracy(easiest, known[0], few_rasters)
+
+
+# City by city
+
+
+@dataclass(frozen=True)
+class CityTable:
+    """rows: each city with its portrait's anchor, None where it has none."""
+
+    rows: list[tuple[City, str | None]]
+    without_interval: int  # cities with patches, but too few rasters for an interval
+
+
+def city_table(results: Results) -> CityTable:
+    """Link the cities to their portraits."""
+    pictured = {portrait.city for portrait in results.portraits}
+    return CityTable(
+        rows=[
+            (city, _anchor(number) if city.city in pictured else None)
+            for number, city in enumerate(results.cities)
+        ],
+        without_interval=sum(city.ci95 is None and city.n > 0 for city in results.cities),
+    )
+
+
+def _anchor(number: int) -> str:
+    return f"city-{number}"
+
+
+# What is taken for what
+
+
+@dataclass(frozen=True)
+class Confusions:
+    """The matrix as a drawing, and the pairs that are confused most often."""
+
+    matrix: confusion.Matrix
+    wrong: int
+    pairs: list[ConfusedPair]
+
+
+def confusions(results: Results) -> Confusions | None:
+    """Lay out the confusion matrix."""
+    if results.confusion is None:
+        return None
+    matrix = confusion.lay_out(results.confusion)
+    return Confusions(matrix, results.metrics.n - matrix.right, results.metrics.confused_pairs)
+
+
+# Which cities resemble each other
+
+
+@dataclass(frozen=True)
+class Resemblance:
+    """The pairs that are alike most by either view, and where the views disagree."""
+
+    by_features: Pair | None
+    by_confusion: Pair | None
+    disagreeing: list[str]
+    more_disagreeing: int  # than are named
+    rows: list[Neighbours]
+    picture: Picture | None
+    wide_picture: bool
+
+
+def resemblance(results: Results) -> Resemblance | None:
+    """Pick the pairs and cities that the text names."""
+    if not results.neighbours:
+        return None
+    disagreeing = [row.city for row in results.neighbours if row.views == "disagree"]
+    return Resemblance(
+        by_features=_largest(results.pairs, lambda pair: pair.features),
+        by_confusion=_largest(results.pairs, lambda pair: pair.confusion),
+        disagreeing=disagreeing[:MOST_DISAGREEING],
+        more_disagreeing=len(disagreeing[MOST_DISAGREEING:]),
+        rows=results.neighbours,
+        picture=results.similarity,
+        wide_picture=len(results.neighbours) > MOST_CITIES_IN_A_NARROW_PICTURE,
+    )
+
+
+def _largest(pairs: Iterable[Pair], measure: Callable[[Pair], float | None]) -> Pair | None:
+    """The pair of which a resemblance above 0 is largest."""
+    known = [pair for pair in pairs if (measure(pair) or 0) > 0]
+    return max(known, key=measure, default=None)
+
+
+# What makes each city itself
+
+
+@dataclass(frozen=True)
+class Group:
+    """The portraits of one role; for all of them the same city is explained."""
+
+    role: str
+    explained: str
+    available: int
+    overlap: bool  # patches were left out since they overlap those that are there
+    portraits: list[Portrait]
+
+
+@dataclass(frozen=True)
+class PortrayedCity:
+    """A city with its groups of portraits."""
+
+    anchor: str
+    city: City
+    open: bool
+    groups: list[Group]
+
+
+@dataclass(frozen=True)
+class Portraits:
+    """The cities that have portraits, and the names of those that have none."""
+
+    cities: list[PortrayedCity]
+    missing: list[str]
+
+
+def portraits(results: Results) -> Portraits | None:
+    """Group the portraits by city and role."""
+    if not results.portraits:
+        return None
+    by_city: dict[str, dict[str, list[Portrait]]] = {}
+    for portrait in results.portraits:
+        by_role = by_city.setdefault(portrait.city, {})
+        by_role.setdefault(portrait.role, []).append(portrait)
+    all_open = len(results.cities) <= MOST_CITIES_ALL_OPEN
+    portrayed: list[PortrayedCity] = []
+    for number, city in enumerate(results.cities):
+        if city.city in by_city:
+            groups = [_group(role, found) for role, found in by_city[city.city].items()]
+            is_open = all_open or not portrayed
+            portrayed.append(PortrayedCity(_anchor(number), city, is_open, groups))
+    missing = [city.city for city in results.cities if city.city not in by_city]
+    return Portraits(portrayed, missing)
+
+
+def _group(role: str, found: list[Portrait]) -> Group:
+    available = found[0].available
+    overlap = len(found) < min(available, PORTRAITS_A_ROLE)
+    return Group(role, found[0].explained, available, overlap, found)
+
+
+# Does it know when it is unsure?
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The reliability diagram, if there is one."""
+
+    picture: Picture | None
+
+
+def calibration(results: Results) -> Calibration:
+    """Show the reliability diagram."""
+    return Calibration(results.reliability)
+
+
+# How it was trained
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the log tells, in numbers and curves; shares lie in 0 ... 1."""
+
+    epochs: int
+    train_accuracy: float
+    val_accuracy: float
+    best_val_accuracy: float
+    best_epoch: int
+    charts: list[charts.Chart]
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """What is known about the training, as (what, words), and its progress if there is a log."""
+
+    facts: list[tuple[str, str]]
+    progress: Progress | None
+
+
+def training(results: Results) -> TrainingFacts:
+    """Collect what the files tell about the training."""
+    possible = [
+        ("Network", _network(results)),
+        ("Trained on", _trained_on(results)),
+        ("Measured on", _measured_on(results)),
+        ("Patches", _patches(results)),
+        ("Recipe", _recipe(results.training)),
+        ("Epoch measured", _epoch_measured(results)),
+    ]
+    facts = [(what, text) for what, text in possible if text]
+    return TrainingFacts(facts, _progress(results) if results.log else None)
+
+
+def _network(results: Results) -> str:
+    name = words.network_name(results.metrics.arch)
+    weights = results.training.settings.get("weights") if results.training else None
+    if weights is None:
+        return name
+    start = {
+        "none": "from scratch",
+        "imagenet": "from ImageNet weights",
+        "imagenet-v2": "from ImageNet weights (V2)",
+    }.get(str(weights), f"from {weights}")
+    return f"{name}, {start}"
+
+
+def _trained_on(results: Results) -> str:
+    """By the patch set that is there now; else by what the training wrote about it."""
+    sources = [source for source in (results.patch_set, results.training) if source]
+    train = next((source.train for source in sources if source.train), None)
+    if train is None:
+        return ""
+    # Which cities, the training knows better: the patch set may have been made anew.
+    cities = next((source.cities for source in reversed(sources) if source.cities), 0)
+    val = next((source.val for source in sources if source.val), 0)
+    return (
+        f"{words.count(train, 'patch', 'patches')} of {words.count(cities, 'city', 'cities')};"
+        f" watched on {words.count(val, 'patch', 'patches')} (val)"
+    )
+
+
+def _measured_on(results: Results) -> str:
+    metrics = results.metrics
+    patches = words.count(metrics.n, "patch", "patches")
+    return f"{patches} of {words.count(metrics.n_rasters, 'raster')} ({metrics.split})"
+
+
+def _patches(results: Results) -> str:
+    sizes = results.patch_set or results.training
+    if sizes is None or None in (sizes.patch_size, sizes.stride, sizes.image_size):
+        return ""
+    return (
+        f"{sizes.patch_size} × {sizes.patch_size} pixels every {sizes.stride},"
+        f" seen at {sizes.image_size} × {sizes.image_size}"
+    )
+
+
+def _recipe(training: Training | None) -> str:
+    if training is None:
+        return "not known: no config.json beside the checkpoint"
+    phrases = {
+        "recipe": "{}",
+        "optimizer": "{}",
+        "lr": "rate {}",
+        "batch_size": "batches of {}",
+        "epochs": "{} epochs",
+        "dtype": "{}",
+        "seed": "seed {}",
+    }
+    settings = training.settings
+    return ", ".join(
+        phrase.format(settings[key])
+        for key, phrase in phrases.items()
+        if settings.get(key) is not None
+    )
+
+
+def _epoch_measured(results: Results) -> str:
+    epoch = results.metrics.epoch
+    if epoch is None:
+        return ""
+    is_best = Path(results.metrics.checkpoint).name == "best.pth"
+    return f"{epoch} (chosen by validation accuracy)" if is_best else str(epoch)
+
+
+def _progress(results: Results) -> Progress:
+    log = results.log
+    best = max(log, key=lambda row: row.val_accuracy)
+    chosen = results.metrics.epoch
+    drawn = [charts.accuracy_chart(log, chosen), charts.loss_chart(log, chosen)]
+    return Progress(
+        epochs=len(log),
+        train_accuracy=log[-1].train_accuracy,
+        val_accuracy=log[-1].val_accuracy,
+        best_val_accuracy=best.val_accuracy,
+        best_epoch=best.epoch,
+        charts=[chart for chart in drawn if chart is not None],
+    )
+
+
+# How to reproduce it
+
+
+@dataclass(frozen=True)
+class Version:
+    """A package or a circumstance, at the test and at the training (None: not known)."""
+
+    what: str
+    measured_with: str
+    trained_with: str | None
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """The commands in the order of the work, the versions, and config.json as text."""
+
+    commands: list[Command]
+    versions: list[Version]
+    settings: str | None
+
+
+def reproduce(results: Results) -> Reproduction:
+    """Collect what somebody needs who wants the same numbers again."""
+    trained = results.training
+    settings = None
+    if trained:
+        settings = json.dumps(trained.settings, indent=1, ensure_ascii=False)
+    return Reproduction(commands(results), _versions(results), settings)
+
+
+def _versions(results: Results) -> list[Version]:
+    metrics = results.metrics
+    measured = metrics.versions | {"device": metrics.device, "precision": metrics.precision}
+    trained: dict[str, object] = {}
+    if results.training:
+        settings = results.training.settings
+        trained = {"device": settings.get("device_name"), "precision": settings.get("dtype")}
+        trained |= results.training.versions
+    return [
+        Version(what, str(version), str(trained[what]) if trained.get(what) else None)
+        for what, version in measured.items()
+        if version is not None
+    ]

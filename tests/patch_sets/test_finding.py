@@ -1,0 +1,246 @@
+"""What lies in a raw folder: what is found, passed over, and refused."""
+
+import errno
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+
+from conftest import files, make_raw, picture
+from preprocessing_runs import array, refused
+
+from dl_slicer.patch_sets import on_disk, reading
+
+
+def test_the_last_site_in_sorted_order_is_held_out(preprocess, tmp_path):
+    raw = make_raw(tmp_path / "raw", cities=["A"], sites=3)
+    (raw / "A" / "site1").rename(raw / "A" / "site10")
+    (raw / "A" / "site3").rename(raw / "A" / "Z")
+    regions = on_disk.load_regions(preprocess())
+    assert {(region.site, region.split) for region in regions} == {
+        ("Z", "train"),
+        ("site10", "train"),
+        ("site2", "test"),
+        ("site2", "val"),
+    }
+
+
+def test_same_names_survive_and_what_is_no_raster_is_passed_over(preprocess, tmp_path):
+    raw = make_raw(tmp_path / "raw", cities=["A"], sites=3)
+    site = raw / "A" / "site1"
+    for name in (
+        ".ipynb_checkpoints/2020-checkpoint.png",
+        "nested/deeper/2020.png",
+        "OLD.JPG",
+        "scan.tiff",
+        "b c.jpeg",
+    ):
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(150, 110, seed=len(name)).save(site / name)
+    for name in (
+        "Thumbs.db",
+        ".DS_Store",
+        "notes.txt",
+        "2020.png.aux.xml",
+        "2020.pgw",
+        "._2020.png",
+    ):
+        (site / name).write_text("no image")
+    (raw / ".cache" / "site").mkdir(parents=True)
+    (raw / ".cache" / "site" / "x.png").write_text("no image")
+    (raw / "__MACOSX" / "A").mkdir(parents=True)
+    (raw / "__MACOSX" / "A" / "._2020.png").write_text("no image")
+    (raw / "B (empty)").mkdir()
+    (raw / "README.md").write_text("")
+    out = preprocess("--jpegs")
+    names = {"2020.png", "nested/deeper/2020.png", "OLD.JPG", "scan.tiff", "b c.jpeg"}
+    assert {region.raster for region in on_disk.load_regions(out) if region.site == "site1"} == {
+        f"A/site1/{name}" for name in names
+    }
+    assert len({array(out, region).tobytes() for region in on_disk.load_regions(out)}) == 5 + 1 + 2
+    train = {path.name.rsplit("_r", 1)[0] for path in (out / "train" / "A").iterdir()}
+    assert train == {
+        "site1__2020",
+        "site2__2020",
+        "site1__nested__deeper__2020",
+        "site1__OLD",
+        "site1__scan",
+        "site1__b c",
+    }
+    assert reading.open_split(out, "train").classes == ["A"]
+
+
+NAMES = [
+    "with space",
+    "Zürich Ost",
+    "北京",
+    'it\'s "quoted"',
+    "comma, semicolon; tab\t",
+    "line\nbreak\r",
+    "-dash",
+    "percent%20",
+    "$HOME `x`",
+    "a" * 100,
+    "emoji 🗺",
+    "dot.dot.",
+]
+
+
+def test_names_of_any_kind(preprocess, tmp_path, capsys):
+    raw = tmp_path / "raw"
+    for i, name in enumerate(NAMES):
+        city = raw / f"City {name} ({i})"
+        for site in ("a", f"b {name}"):
+            (city / site).mkdir(parents=True)
+            picture(100, 50, seed=i).save(city / site / f"{name}.png")
+    out = preprocess("--jpegs")
+    cities = sorted(f"City {name} ({i})" for i, name in enumerate(NAMES))
+    output = capsys.readouterr().out
+    assert "Zürich Ost" in output
+    assert all(line.isprintable() for line in output.splitlines())
+    for split in ("train", "val", "test", "test_b"):
+        dataset = reading.open_split(out, split)
+        assert dataset.classes == cities
+        assert set(dataset.labels) == set(range(len(NAMES)))
+        for i in range(len(dataset)):
+            assert dataset.original(i).size == (48, 48)
+            assert dataset.read([i]).any()
+    shutil.copytree(
+        out,
+        tmp_path / "published",
+        ignore=lambda folder, names: {"arrays", "dataset.json"} & set(names),
+    )
+    jpegs = reading.open_split(tmp_path / "published", "test_b", 28)
+    assert jpegs.classes == cities
+    assert jpegs.read(range(len(jpegs))).any(axis=(1, 2, 3)).all()
+    before = files(out)
+    preprocess("--jpegs")
+    assert files(out) == before
+    assert "nothing was left to tile" in capsys.readouterr().out
+
+
+def test_layouts_that_are_refused(preprocess, tmp_path):
+    raw = tmp_path / "raw"
+    refused(preprocess, "raw: no such folder")
+    raw.mkdir()
+    refused(preprocess, "raw: no rasters in it; expected <City (CODE)>/<site>/<raster>.jpg")
+    make_raw(raw)
+    shutil.rmtree(raw / "Aa (AAA)" / "site1")
+    shutil.rmtree(raw / "Aa (AAA)" / "site2")
+    lines = refused(preprocess, "Aa (AAA): only one site (site3) has rasters")
+    assert len(lines) == 1
+    assert not (tmp_path / "out").exists()
+    (raw / "Aa (AAA)" / "site2").mkdir()  # without a raster
+    refused(preprocess, "only one site (site3)")
+    picture(150, 110).save(raw / "Aa (AAA)" / "site2" / "x.png")
+    picture(150, 110).save(raw / "Bb (BBB)" / "x.png")
+    picture(150, 110).save(raw / "x.png")
+    refused(
+        preprocess,
+        "Bb (BBB)/x.png: a raster must lie in a site's folder",
+        "raw/x.png: a raster must lie in a site's folder",
+    )
+    (raw / "x.png").unlink()
+    (raw / "Bb (BBB)" / "x.png").unlink()
+    for name in ("site1/2020.JPG", "site1/a.tif", "site1/A.png", "site1/c__d.png", "site1/c/d.png"):
+        (raw / "Bb (BBB)" / name).parent.mkdir(exist_ok=True)
+        picture(150, 110).save(raw / "Bb (BBB)" / name)
+    lines = refused(
+        preprocess,
+        "site1/2020.png: would get the same name as",
+        "site1/a.tif: would get the same name as",
+        "site1/c__d.png: would get the same name",
+    )
+    assert len(lines) == 3
+    assert not (tmp_path / "out").exists()
+
+
+def test_links_pipes_and_folders_of_odd_names(preprocess, tmp_path):
+    raw = make_raw(tmp_path / "raw")
+    outside = make_raw(tmp_path / "outside") / "Aa (AAA)"
+    site = raw / "Aa (AAA)" / "site1"
+    (raw / "Linked (LNK)").symlink_to(outside, target_is_directory=True)
+    (raw / "Aa (AAA)" / "site0").symlink_to(outside / "site1", target_is_directory=True)
+    (raw / "Aa (AAA)" / "loop").symlink_to(raw, target_is_directory=True)
+    (site / "out.png").symlink_to(outside / "site1" / "2020.png")
+    # This one would carry test pixels into train.
+    (site / "in.png").symlink_to(raw / "Aa (AAA)" / "site3" / "2020.png")
+    (site / "dangling.png").symlink_to("nowhere")
+    (site / "self.png").symlink_to("self.png")
+    (site / "text").symlink_to("nowhere")
+    (site / ".hidden").symlink_to(tmp_path / "outside", target_is_directory=True)
+    os.mkfifo(site / "pipe.jpg")
+    os.mkdir(os.fsencode(site) + b"/latin-\xe9")
+    picture(150, 110).save(os.fsencode(site) + b"/latin-\xe9/x.png", "PNG")
+    links = "Linked (LNK)", "site0", "loop", "out.png", "in.png", "dangling.png", "self.png"
+    lines = refused(
+        preprocess,
+        *(f"{name}: a symbolic link" for name in links),
+        "pipe.jpg: no regular file",
+        "its name is not in UTF-8; rename it",
+    )
+    assert len(lines) == 9
+    assert all(line.isprintable() for line in lines)
+    assert not (tmp_path / "out").exists()
+    for path in (
+        raw / "Linked (LNK)",
+        raw / "Aa (AAA)" / "site0",
+        raw / "Aa (AAA)" / "loop",
+        *site.glob("*.png"),
+        site / "pipe.jpg",
+    ):
+        if not path.is_file() or path.is_symlink():
+            path.unlink()
+    shutil.rmtree(os.fsencode(site) + b"/latin-\xe9")
+    (site / "folder.png").mkdir()
+    (site / "folder.tmp").mkdir()
+    picture(150, 110).save(site / "folder.tmp" / "2020.png")
+    (tmp_path / "link").symlink_to(raw, target_is_directory=True)  # --raw itself may be one
+    assert len(on_disk.load_regions(preprocess(raw=tmp_path / "link"))) == 9
+    preprocess(raw=tmp_path / "link")
+
+
+def test_a_folder_that_cannot_be_listed_is_named(preprocess, tmp_path, monkeypatch):
+    make_raw(tmp_path / "raw")
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("site2"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    folders = "Aa (AAA)/site2", "Bb (BBB)/site2"
+    lines = refused(preprocess, *(f"{folder}: Permission denied" for folder in folders))
+    assert len(lines) == 2
+
+
+def test_where_out_may_lie(preprocess, tmp_path, monkeypatch):
+    raw = make_raw(tmp_path / "data" / "raw")
+    for out in (
+        raw,
+        raw / "patches",
+        raw / "Aa (AAA)" / ".." / "x",
+        tmp_path / "other" / ".." / "data" / "raw",
+    ):
+        refused(partial(preprocess, raw=raw, out=out), "lies inside the raw folder")
+    (tmp_path / "link").symlink_to(raw, target_is_directory=True)
+    refused(lambda: preprocess(raw=raw, out=tmp_path / "link" / "x"), "lies inside the raw folder")
+    (tmp_path / "file").write_text("")
+    refused(
+        lambda: preprocess(raw=raw, out=tmp_path / "file"),
+        "a file, no folder; choose another --out",
+    )
+    (tmp_path / "published" / "train" / "A").mkdir(parents=True)
+    refused(
+        lambda: preprocess(raw=raw, out=tmp_path / "published"),
+        "folders that preprocessing.py did not write",
+    )
+    preprocess(raw=raw, out=tmp_path / "data")
+    expected = files(preprocess(raw=raw, out=tmp_path / "data" / "rawer"))
+    (tmp_path / "data" / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "data" / "here")
+    for _ in range(2):
+        preprocess(raw="../raw", out=".")
+        assert files(Path(".")) == expected
+        preprocess("--seed", 1, raw="../raw", out=".")

@@ -1,0 +1,87 @@
+"""The command lines that make a run again."""
+
+import dataclasses
+import json
+import shlex
+
+import pytest
+from made_up_results import made_up
+
+from dl_slicer.report.commands import commands
+from dl_slicer.report.records import PatchSet
+from dl_slicer.report.result_files import read_results
+
+
+@pytest.fixture
+def run(tmp_path):
+    made_up(tmp_path / "test_b", ["Aa", "Bb"], pictures=False)
+    return tmp_path
+
+
+def lines(folder, **changes):
+    """The commands, with other settings of the training."""
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    return [" ".join(words) for words in commands(read_results(folder / "test_b"))]
+
+
+def test_the_flags_that_were_given(run):
+    given = ["--data", "my patches", "--out", "x", "--lr", "0.0003", "--no-flips"]
+    training, test, saliency = lines(run, given=given)
+    assert training == (
+        "python train_classification.py --data 'my patches' --out x --lr 0.0003 --no-flips"
+    )
+    assert test.startswith("python test_classification.py --checkpoint ")
+    assert saliency.startswith("python -m relevance_cam --checkpoint ")
+    measured_on = "--data 'data/<patches> & more' --split test_b"
+    assert test.endswith(measured_on)
+    assert saliency.endswith(measured_on)
+
+
+def test_no_flag_was_given(run):
+    assert lines(run, given=[])[0] == "python train_classification.py"
+
+
+def test_all_settings_of_a_run_of_before(run):
+    training = lines(run, seed=0, balanced=True, save_every=None, threads=2, processes=1)[0]
+    assert training == (
+        "python train_classification.py --data x --out 'r </script> é' --arch resnet50"
+        " --weights none --epochs 3 --batch-size 8 --lr 0.001 --no-flips --recipe robust --compile"
+        " --seed 0 --balanced"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags"),
+    [
+        ({"run": "robust"}, "--out checkpoints/robust"),
+        ({"run": "runs/robust"}, "--out runs/robust"),
+        ({"out": "runs/robust"}, "--out runs/robust"),
+    ],
+)
+def test_where_a_run_of_before_was_written(run, settings, flags):
+    (run / "config.json").write_text("{}")
+    assert lines(run, **settings)[0] == f"python train_classification.py {flags}"
+
+
+def test_a_run_of_before_in_the_folder_of_its_architecture(run):
+    assert "--out" not in lines(run, run=None)[0]
+
+
+def test_the_patch_set(run):
+    results = read_results(run / "test_b")
+    patch_set = PatchSet("../raw", 480, 240, 224, test_b=500, seed=3, cities=2, train=1, val=1)
+    words = commands(dataclasses.replace(results, patch_set=patch_set))[0]
+    out = shlex.quote("data/<patches> & more")
+    assert " ".join(words) == (
+        f"python preprocessing.py --raw data/raw --out {out} --patch-size 480 --stride 240"
+        " --image-size 224 --test-b 500 --seed 3"
+    )
+
+
+def test_flips_and_turns_at_the_test(run):
+    results = read_results(run / "test_b")
+    metrics = dataclasses.replace(results.metrics, tta=True)
+    *_, test, saliency = commands(dataclasses.replace(results, metrics=metrics))
+    assert test[-1] == "--tta"
+    assert "--tta" not in saliency
