@@ -11,6 +11,8 @@ import torch
 
 from dl_slicer.cli import InputError, printable
 
+DRIVER = "/proc/driver/nvidia/version"  # is there on Linux if an NVIDIA driver is
+
 
 def pick_device(name: str) -> torch.device:
     """Give the device that --device names.
@@ -37,19 +39,21 @@ def pick_device(name: str) -> torch.device:
 
 
 def _tell_of_an_unseen_gpu() -> None:
-    has_driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi")
+    has_driver = Path(DRIVER).exists() or shutil.which("nvidia-smi") is not None
     is_hidden_by_user = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     # Under torchrun all processes of a machine would say the same.
     is_first_here = os.environ.get("LOCAL_RANK", "0") == "0"
     if not has_driver or is_hidden_by_user or not is_first_here:
         return
     if torch.version.cuda is None:
-        reason = "a build without CUDA sees no GPU"
+        reason = "a build without CUDA never does"
+        advice = "in a fresh environment type"
     else:
-        reason = f"it is built for CUDA {torch.version.cuda}, for which the driver may be too old"
+        reason = f"built for CUDA {torch.version.cuda}; update the driver if it is older"
+        advice = "or in a fresh environment type"
     print(
-        "--device auto: takes the CPU, which is far slower, although an NVIDIA driver is installed:"
-        f" torch {torch.__version__} sees no GPU ({reason}); in a fresh environment type"
+        f"an NVIDIA driver is installed, but torch {torch.__version__} sees no GPU ({reason}), so"
+        f" all is computed on the CPU, far slower; {advice}:"
         " pip install --upgrade torch torchvision",
         file=sys.stderr,
     )

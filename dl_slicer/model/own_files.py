@@ -49,6 +49,9 @@ RECORD = re.compile(
     r"|\.format_version|\.storage_alignment)",
     re.ASCII,
 )
+# Attributes as DOS has them, 0 in all that torch.save writes. Of a record that one bit among them
+# marks as a folder torch reads nothing, and takes whatever the memory held as its content.
+LOW_ATTRIBUTES = 0xFFFF
 PIECE = 2**20  # bytes of a record that are read at a time
 
 # How a zip archive ends, after the list of its records: if it is a large one, with where the list
@@ -78,6 +81,8 @@ def _check_archive(file: BinaryIO) -> tuple[bytes, dict[str, int]]:
         bytes_left -= info.file_size
         if not is_stored or info.compress_size != info.file_size or bytes_left < 0:
             raise Refused("a record is compressed or too large")
+        if info.external_attr & LOW_ATTRIBUTES:
+            raise Refused("a record is marked as something else than a file")
         folders.add(found["folder"])
         records[found["name"]] = info
     if len(folders) != 1 or records["data.pkl"].file_size > pickles.LIMIT:
