@@ -42,7 +42,8 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         says_it = action.help is None or "default:" in action.help
-        if says_it or action.default in (None, False, argparse.SUPPRESS):
+        has_none = any(action.default is value for value in (None, False, argparse.SUPPRESS))
+        if says_it or has_none:
             return action.help
         if isinstance(action.default, list | tuple):
             default = " ".join(str(value) for value in action.default)
