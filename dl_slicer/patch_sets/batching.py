@@ -157,6 +157,9 @@ def _from_workers(
         batch_size=None,
         num_workers=workers,
         pin_memory=device.type == "cuda",
+        # A process that uses CUDA has threads, and must not fork: a child could wait for a lock
+        # that none of its own threads holds.
+        multiprocessing_context="forkserver" if device.type == "cuda" else None,
         # A generator of its own: else each loop would draw from torch's global one, and a resumed
         # run would find that in another state.
         generator=torch.Generator(),
