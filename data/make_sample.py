@@ -190,7 +190,7 @@ RANGES = ("lot", "storeys", "crown")
 
 @dataclass
 class Style:
-    """What makes a city. The first twelve stand in KINDS, where their units are."""
+    """What makes a city. From length to cars: see KINDS."""
 
     kind: str
     pattern: str  # of the streets
@@ -509,7 +509,7 @@ class Ring(NamedTuple):
     """A ring of blocks around the centre of a radial city."""
 
     radius: float  # the inner one
-    blocks: int
+    count: int  # of its blocks
 
 
 @dataclass
@@ -522,7 +522,7 @@ class Rings:
     def blocks(self, style: Style) -> Iterator[Plot]:
         """The blocks of all rings but the last, with straight sides."""
         for number, (inner, outer) in enumerate(zip(self.rings, self.rings[1:], strict=False)):
-            count = inner.blocks
+            count = inner.count
             for i in range(count):
                 # Eight avenues lead to the centre.
                 near, far = [half_width(style, 0 if j * 8 % count == 0 else 1) for j in (i, i + 1)]
@@ -537,10 +537,10 @@ class Rings:
         """Carry the straight sides of the rings to circles."""
         away = points - self.centre
         rounded = points
-        for count in sorted({ring.blocks for ring in self.rings}):
+        for count in sorted({ring.count for ring in self.rings}):
             half = math.pi / count
             moved = away * np.cos(np.angle(away) % (2 * half) - half) / math.cos(half)
-            innermost = min(ring.radius for ring in self.rings if ring.blocks == count)
+            innermost = min(ring.radius for ring in self.rings if ring.count == count)
             is_here = np.abs(moved) > innermost - 3  # 3 m: still on the street
             rounded = np.where(is_here, self.centre + moved, rounded)
         return rounded
