@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dl_slicer import versions
-from dl_slicer.files import atomic
+from dl_slicer.files import atomic, clear_leftovers
 from dl_slicer.patch_sets import on_disk
 from dl_slicer.patch_sets.jobs import Request
 from dl_slicer.patch_sets.on_disk import Region, Window
@@ -25,6 +25,8 @@ def complete(request: Request, done: Mapping[str, Sequence[Region]]) -> dict[str
     done: the regions of all rasters. Nothing is written if all is as it must be.
     """
     out = request.out
+    # The caller holds the lock alone: what lies here half-written, a killed process has left.
+    clear_leftovers(out)
     regions = sorted(itertools.chain(*done.values()))
     drawn = draw_test_b(regions, request.test_b, request.seed)
     description = _describe(request, regions, drawn)

@@ -223,3 +223,12 @@ def test_killed_while_completing(preprocess, tmp_path, monkeypatch):
         preprocess("--seed", step % 2)
         assert files(out) == sets[step % 2], step
     assert step > 20
+
+
+def test_what_a_process_killed_while_completing_left_is_removed(preprocess, tmp_path):
+    make_raw(tmp_path / "raw")
+    out = preprocess()
+    expected = files(out)
+    (out / ".123-0a1b2c3d.tmp").write_bytes(b"region,row")
+    preprocess()
+    assert files(out) == expected
