@@ -7,7 +7,8 @@
 Rasters lie as <raw>/<City (CODE)>/<site>/.../<raster>.jpg (png, tif). Of each city's sites in
 sorted order the last is held out: the left half of its rasters is test, the right half val; all
 other sites are train. A second run does only what is missing or changed, and removes what belongs
-to rasters that are gone. With --shard several machines work at one set, in a folder they share.
+to rasters that are gone; it asks for --prune where many are. With --shard several machines work at
+one set, in a folder they share.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from dl_slicer import machine
 from dl_slicer.cities import city_code
 from dl_slicer.cli import InputError, Parser, number, printable, run
 from dl_slicer.files import locked
-from dl_slicer.patch_sets import completing, finding, on_disk, progress, tiling
+from dl_slicer.patch_sets import completing, finding, on_disk, progress, records, tiling
 from dl_slicer.patch_sets.jobs import Request
 from dl_slicer.patch_sets.on_disk import Region
 
@@ -34,6 +35,12 @@ def read_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
     data = parser.add_argument_group("data")
     data.add_argument("--raw", default="data/raw", help="folder of <City (CODE)>/<site>/<raster>")
     data.add_argument("--out", default="data/patches", help="folder of the patch set")
+    data.add_argument(
+        "--prune",
+        action="store_true",
+        help="remove rasters that are gone from the set even where a whole city is gone, or more"
+        " than one raster and more than a tenth of them",
+    )
     add_patch_flags(parser.add_argument_group("patches"))
     add_machine_flags(parser.add_argument_group("machine"))
     return parser.parse_args(argv)
@@ -107,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     progress.refuse_other_set(out, request.settings)
 
     jobs = finding.find_rasters(raw, out)
+    stale = progress.find_stale(request, jobs)
     part, parts = args.shard
     jobs_of_shard = jobs[part - 1 :: parts]
     done = progress.find_finished(request, jobs_of_shard)
@@ -121,8 +129,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     faults: dict[str, str] = {}  # {raster: what is wrong with it}
     to_do = [job for job in jobs_of_shard if job.raster not in done]
     to_do = tiling.plan_regions(request, to_do, faults)
-    if to_do:
-        tiling.tile(request, to_do, args.workers, done, faults)
+    to_do = progress.leave_out_obstructed(request, to_do, faults)
+    tiling.begin(request, to_do)
+    completing.remove_stale(request, stale)
+    tiling.tile(request, to_do, args.workers, done, faults)
     seconds = time.time() - started
     if faults:
         refuse_faults(raw, faults, f"{len(done)} of {len(jobs_of_shard)}")
@@ -151,9 +161,10 @@ def read_request(args: argparse.Namespace) -> Request:
         out=out,
         settings=on_disk.make_settings(args.patch_size, args.stride, args.image_size),
         # JPEGs that are there are kept up to date: they must not show another split than arrays.
-        jpegs=args.jpegs or on_disk.has_jpegs(out),
+        jpegs=args.jpegs or records.has_jpegs(out),
         test_b=args.test_b,
         seed=args.seed,
+        prune=args.prune,
     )
 
 

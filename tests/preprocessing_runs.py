@@ -64,7 +64,7 @@ def changed_by(out, call):
         for path in before.keys() | after.keys()
         if before.get(path) != after.get(path)
     }
-    return names - {".lock"}
+    return {name for name in names if Path(name).name != ".lock"}
 
 
 def array(out, region):
@@ -73,7 +73,8 @@ def array(out, region):
 
 def tiled(out):
     """How many rasters are done."""
-    return len(list((out / "arrays").rglob("*.json")))
+    records = (out / "arrays").rglob("*.json")
+    return sum('"unfinished"' not in record.read_text(encoding="utf-8") for record in records)
 
 
 def alive(group):

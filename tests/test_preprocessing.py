@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import random
 import resource
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections import Counter
 from contextlib import contextmanager
 from functools import partial
@@ -31,7 +33,7 @@ from preprocessing_runs import (
 import preprocessing
 from dl_slicer.cli import InputError, run
 from dl_slicer.files import atomic
-from dl_slicer.patch_sets import completing, reading, tiling
+from dl_slicer.patch_sets import completing, reading, records, tiling
 
 
 def test_the_command_line(tmp_path):
@@ -183,6 +185,7 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(
     with monkeypatch.context() as patch:
         patch.setattr(tiling, "atomic", full)
         patch.setattr(completing, "atomic", full)
+        patch.setattr(records, "atomic", full)
         with pytest.raises(SystemExit) as caught:
             run(lambda: preprocess("--jpegs"))
     errors = capsys.readouterr().err
@@ -198,7 +201,8 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(
 
 def test_a_file_in_the_way_of_a_folder(preprocess, tmp_path, capsys):
     make_raw(tmp_path / "raw")
-    (tmp_path / "out" / "arrays").mkdir(parents=True)
+    preprocess()
+    shutil.rmtree(tmp_path / "out" / "arrays" / "Aa (AAA)")
     (tmp_path / "out" / "arrays" / "Aa (AAA)").write_text("")
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "out", tmp_path / "file" / "out"):
@@ -211,17 +215,34 @@ def test_a_file_in_the_way_of_a_folder(preprocess, tmp_path, capsys):
         assert str(out.parent) in errors
 
 
-def test_a_name_too_long_for_the_disk(preprocess, tmp_path, capsys):
-    raw = make_raw(tmp_path / "raw")
-    site = raw / "Aa (AAA)" / "site1"
-    (site / "2020.png").rename(site / f"{'x' * 240}.png")
-    preprocess()
-    with pytest.raises(SystemExit) as caught:
-        run(lambda: preprocess("--jpegs"))
-    errors = capsys.readouterr().err
-    assert caught.value.code == 2
-    assert errors.count("\n") == 1
-    assert f"site1__{'x' * 240}_r00_c00.jpg: File name too long; shorten it" in errors
+def test_two_with_other_sizes_at_one_instant(tmp_path, preprocess, monkeypatch):
+    """Both find an empty folder; the second to begin is refused, and the first is undisturbed."""
+    make_raw(tmp_path / "raw")
+    expected = files(preprocess(out=tmp_path / "expected"))
+    check_space = tiling.check_space
+
+    def begin_another(*arguments):
+        monkeypatch.setattr(tiling, "check_space", check_space)
+        preprocess()
+        check_space(*arguments)
+
+    monkeypatch.setattr(tiling, "check_space", begin_another)
+    refused(lambda: preprocess("--stride", 12), "made with --stride 24; choose another --out")
+    assert files(tmp_path / "out") == expected
+
+
+def test_two_processes_with_other_sizes(tmp_path):
+    raw = make_raw(tmp_path / "raw", size=(400, 300))
+    strides = {24: 14, 12: 7}
+    running = [start("--stride", stride, raw=raw, out=tmp_path / "out") for stride in strides]
+    ends = [finish(process) for process in running]
+    assert sorted(code for code, _, _ in ends) == [0, 2], ends
+    stride = json.loads((tmp_path / "out" / "dataset.json").read_text())["stride"]
+    refusal = "".join(errors for _, _, errors in ends)
+    assert refusal.count("\n") == 1
+    assert f"made with --stride {stride}" in refusal
+    for split in ("train", "val", "test"):
+        assert reading.open_split(tmp_path / "out", split).step == strides[stride]
 
 
 def test_a_write_that_fails_in_a_worker(tmp_path):
@@ -283,7 +304,8 @@ def test_shards_make_one_set(many, preprocess):
     with pytest.raises(InputError, match="has not finished"):
         reading.open_split(out, "train")
     # What others have half-written is not touched by a shard that is not the last.
-    (out / "arrays" / ".1-0123abcd.tmp").write_text("half")
+    temporary = f".1-{zlib.crc32(b'2020.train.npy'):08x}.tmp"
+    (out / "arrays" / "Aa (AAA)" / "site1" / temporary).write_text("half")
     assert changed_by(out, lambda: preprocess("--shard", "2/3", raw=raw, out=out)) == set()
     preprocess("--jpegs", "--shard", "3/3", raw=raw, out=out)
     assert files(out) == expected

@@ -5,18 +5,19 @@ import os
 import zlib
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dl_slicer import versions
-from dl_slicer.files import atomic, clear_leftovers
-from dl_slicer.patch_sets import on_disk
+from dl_slicer.cli import printable
+from dl_slicer.files import atomic, clear_leftovers, locked
+from dl_slicer.patch_sets import on_disk, records
 from dl_slicer.patch_sets.jobs import Request
 from dl_slicer.patch_sets.on_disk import Region, Window
+from dl_slicer.patch_sets.records import Listing, Record
 
 
 def complete(request: Request, done: Mapping[str, Sequence[Region]]) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def complete(request: Request, done: Mapping[str, Sequence[Region]]) -> dict[str
         return description
 
     (out / on_disk.DESCRIPTION).unlink(missing_ok=True)
-    remove_stale(out, regions, copies)
+    remove_leftovers(request, copies)
     for copy, jpeg in copies.items():
         with atomic(copy, sync=False) as file:
             file.write(Path(jpeg).read_bytes())
@@ -50,6 +51,7 @@ def complete(request: Request, done: Mapping[str, Sequence[Region]]) -> dict[str
             _write_to_disk()
         with atomic(out / name) as file:
             file.write(text.encode())
+    _name_unlisted_arrays(out)
     return description
 
 
@@ -128,46 +130,46 @@ def draw_test_b(regions: Iterable[Region], size: int, seed: int) -> list[Window]
     return drawn
 
 
-def remove_stale(out: Path, regions: Iterable[Region], copies: Collection[str]) -> None:
-    """Delete what does not belong to the set any more, and folders in which nothing is left.
+def remove_stale(request: Request, stale: Collection[Record]) -> None:
+    """Delete what was made of rasters that are gone; the set is unfinished from then on."""
+    out = request.out
+    if not stale or all(record in stale for record in records.load_all(out)):
+        return  # without any record the rest would be taken for somebody else's
+    # A shard that has been started at the same time may have done it, and be at work.
+    with locked(out, shared=True), locked(out / on_disk.ARRAYS, shared=False):
+        (out / on_disk.DESCRIPTION).unlink(missing_ok=True)
+        there = [record for record in stale if on_disk.record_file(out, record.raster).exists()]
+        records.delete(out, Listing(there, request.jpegs), keep=lambda file, name: False)
+        records.delete_records(out, there)
 
-    That is what earlier runs made of rasters that are gone or have changed sides, and what killed
-    ones left half-written. Files that are not named as ours stay.
+
+def remove_leftovers(request: Request, copies: Collection[str]) -> None:
+    """Delete what killed processes left half-written, and patches in test_b that are not drawn.
+
+    copies: paths of the JPEGs in test_b.
     """
-    needed = {Path(copy) for copy in copies}
-    tiled = {}
-    for region in regions:
-        needed.add(out / region.file)
-        needed.add(on_disk.record_file(out, region.raster))
-        raster = on_disk.flat_name(region.city, region.raster)
-        tiled[region.split, region.city, raster] = region
-    for top, folder, names in _folders_of_ours(out):
-        for name in names:
-            if top == on_disk.ARRAYS:
-                may_go = on_disk.ARRAY.fullmatch(name) is not None
-            else:
-                may_go = _is_superfluous_jpeg(name, top, folder.name, tiled)
-            if may_go and folder / name not in needed:
-                os.unlink(folder / name)
-        with suppress(OSError):
-            os.rmdir(folder)  # if nothing is left in it
+    drawn = {Path(copy).relative_to(request.out).as_posix() for copy in copies}
+    records.delete(
+        request.out,
+        Listing(records.load_all(request.out), request.jpegs),
+        keep=lambda file, name: file == name and (name in drawn or not _is_copy(name)),
+    )
 
 
-def _folders_of_ours(out: Path) -> Iterator[tuple[str, Path, list[str]]]:
-    """(folder at the top, folder, its files), each folder after those in it."""
-    for top in (on_disk.ARRAYS, *on_disk.SPLITS):
-        for folder, _, names in os.walk(out / top, topdown=False):
-            yield top, Path(folder), names
+def _is_copy(name: str) -> bool:
+    return name.startswith("test_b/")
 
 
-def _is_superfluous_jpeg(
-    name: str, split: str, city: str, tiled: Mapping[tuple[str, str, str], Region]
-) -> bool:
-    """Whether a file is named as one of ours, but is no patch of a region that was tiled."""
-    found = on_disk.JPEG.fullmatch(name)
-    if found is None:
-        return False
-    region = tiled.get((split, city, found["raster"]))
-    if region is None:
-        return True
-    return int(found["row"]) >= region.rows or int(found["col"]) >= region.cols
+def _name_unlisted_arrays(out: Path) -> None:
+    """Say which arrays no record lists: they are left, whoever wrote them."""
+    listing = Listing(records.load_all(out), jpegs=False)
+    left = [
+        file
+        for file in (out / on_disk.ARRAYS).rglob("*.npy")
+        if on_disk.is_array_name(file.name) and file.relative_to(out).as_posix() not in listing
+    ]
+    if left:
+        print(
+            f"{printable(out)}: arrays that no record of preprocessing.py lists were left,"
+            f" {len(left)} of them, such as {printable(min(left))}; delete what nobody needs"
+        )

@@ -3,13 +3,17 @@
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from dl_slicer.cities import fault_of_name
 from dl_slicer.cli import InputError, printable
 from dl_slicer.patch_sets import image_files, on_disk
 from dl_slicer.patch_sets.jobs import Job
+
+LONGEST_ON_DISK = 255  # bytes of a name that a file system takes
+LONGEST_SUFFIX = len("_r00000_c00000.jpg")  # what follows a raster's flat name in that of a patch
 
 
 class RasterFile(NamedTuple):
@@ -50,9 +54,12 @@ def find_rasters(raw: Path, out: Path) -> list[Job]:
             f"{printable(raw)}: no rasters in it;"
             " expected <City (CODE)>/<site>/<raster>.jpg (or png, tif)"
         )
+    faults += _faults_of_names(raw, cities)
+    if len(cities) == 1:
+        faults.append(_fault_of_one_city(raw, *cities.items()))
     jobs = []
     for city, rasters in sorted(cities.items()):
-        faults += _faults_of_city(raw, city, rasters)
+        faults += _faults_of_city(raw, city, rasters) if len(cities) > 1 else []
         jobs += _jobs_of_city(city, rasters)
     if faults:
         raise InputError("\n".join(faults))
@@ -87,9 +94,43 @@ def _fault_of_path(raw: Path, inside: Path, status: os.stat_result) -> str | Non
     if len(inside.parts) < 3:
         place = f"{printable(raw)}/<City (CODE)>/<site>/{printable(inside.name)}"
         return f"a raster must lie in a site's folder, {place}"
-    if str(inside) != os.fsencode(inside).decode(errors="replace"):
-        return "its name is not in UTF-8; rename it"
     return None
+
+
+def _faults_of_names(raw: Path, cities: Mapping[str, list[RasterFile]]) -> Iterator[str]:
+    """A line for each folder and each raster whose name is none, or makes too long a name."""
+    faults: dict[Path, str | None] = {}
+    for city, rasters in sorted(cities.items()):
+        for _, raster, _ in sorted(rasters):
+            inside = Path(raster)
+            parts = (*reversed(inside.parents[:-1]), inside)
+            for path in parts:
+                if path not in faults:
+                    faults[path] = fault_of_name(path.name)
+                    if faults[path]:
+                        yield f"{printable(raw / path)}: {faults[path]}; rename it"
+            flat = len(os.fsencode(on_disk.flat_name(city, raster))) + LONGEST_SUFFIX
+            if flat > LONGEST_ON_DISK and not any(faults[path] for path in parts):
+                yield (
+                    f"{printable(raw / inside)}: its patches would have names of {flat} bytes, at"
+                    f" most {LONGEST_ON_DISK} are possible; shorten its name or its folders'"
+                )
+
+
+def _fault_of_one_city(raw: Path, found: tuple[str, list[RasterFile]]) -> str:
+    """Say that one city is too few, and which folder holds cities if one in it does."""
+    city, rasters = found
+    inside = [Path(file.raster).parts for file in rasters]
+    level = raw
+    fault = f"{printable(raw)}: only one city ({printable(city)}), at least two are needed"
+    # The layout needs a city, a site and a raster.
+    while all(len(parts) > 3 for parts in inside) and len({parts[0] for parts in inside}) == 1:
+        level /= inside[0][0]
+        inside = [parts[1:] for parts in inside]
+        cities = {parts[0] for parts in inside}
+        if len(cities) > 1:
+            return f"{fault}; its {len(cities)} folders may be the cities: --raw {printable(level)}"
+    return f"{fault}; expected <City (CODE)>/<site>/<raster>.jpg in it"
 
 
 def _faults_of_city(raw: Path, city: str, rasters: list[RasterFile]) -> Iterator[str]:

@@ -20,6 +20,11 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
 # Nothing else is tried, whatever a file's name: Pillow would start Ghostscript for some.
 FORMATS = ("JPEG", "PNG", "TIFF")
 
+# Of 16 bits a channel the upper 8 are taken. Satellites often use 11 or 12 of them: whatever is
+# below this would be read as nearly black.
+DARK = 4096
+SAMPLE = 256  # pixels in a row and in a column that are looked at for that
+
 STRIP = 256  # rows converted at a time: 32 and 64 bits a pixel of a large image are gigabytes
 
 
@@ -40,9 +45,12 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     UnreadableImage.
     """
     try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise UnreadableImage("a folder, not an image; name the image files in it")
         # Opening a pipe would wait for ever, and some devices never end.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise UnreadableImage("no regular file; delete it")
+        if not stat.S_ISREG(mode):
+            raise UnreadableImage("no regular file but a pipe or a device; name an image file")
         with Image.open(path, formats=FORMATS) as image:
             yield image
     except UnreadableImage:
@@ -68,17 +76,37 @@ def read_image(path: str | Path) -> Image.Image:
     """The whole file as an 8-bit RGB Pillow image; UnreadableImage if that cannot be.
 
     Of 16 bits a channel the upper 8 are taken; transparency is dropped; palettes, CMYK and grey are
-    converted.
+    converted. 16 bits a channel that hold small values alone are refused.
     """
     with open_image(path) as image:
+        is_deep = ";16" in str(image.tile)  # Pillow tells it nowhere else, and forgets it below
         image.load()
         if image.mode == "F":
             raise UnreadableImage(
                 "its pixels are floating-point numbers; convert it to 8 or 16 bits a channel"
             )
         if image.mode == "I" or image.mode.startswith("I;16"):
+            is_deep = True
             image = _upper_8_bits(image)
-        return image if image.mode == "RGB" else image.convert("RGB")
+        if image.mode != "RGB":
+            image = image.convert("RGB")
+        if is_deep:
+            _refuse_dark(image)
+        return image
+
+
+def _refuse_dark(image: Image.Image) -> None:
+    """UnreadableImage if a sample of what was 16 bits a channel has only values below DARK.
+
+    image: the upper 8 bits of it.
+    """
+    size = (min(image.width, SAMPLE), min(image.height, SAMPLE))
+    sample = np.asarray(image.resize(size, Image.Resampling.NEAREST))
+    if sample.max() < DARK >> 8:
+        raise UnreadableImage(
+            f"of its 16 bits a channel only values below {DARK} are used, it would be read as"
+            " nearly black; stretch them to the range of 0 to 65535, or convert it to 8 bits"
+        )
 
 
 def _upper_8_bits(image: Image.Image) -> Image.Image:

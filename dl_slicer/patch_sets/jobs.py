@@ -20,6 +20,7 @@ class Request:
     jpegs: bool  # whether it also holds patches as JPEGs
     test_b: int  # test patches drawn of each city
     seed: int  # of that draw
+    prune: bool = False  # whether any number of rasters may be gone
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,7 @@ ARRAYS = "arrays"  # the folder of arrays and of records, which lie as the raste
 
 ARRAY_HEADER = 128  # bytes that NumPy's header of a three-dimensional array takes
 
-# The files that preprocessing.py may delete, by their names alone.
-TEMPORARY = r"\.\d+-[0-9a-f]{8}\.tmp"
-ARRAY = re.compile(TEMPORARY + r"|.+\.(json|train\.npy|val\.npy|test\.npy)", re.DOTALL)
-JPEG = re.compile(TEMPORARY + r"|(?P<raster>.+)_r(?P<row>\d+)_c(?P<col>\d+)\.jpg", re.DOTALL)
+TABLES = (DESCRIPTION, REGIONS, TEST_B)  # the files that speak of all rasters
 
 NOT_READABLE = (OSError, KeyError, TypeError, ValueError, csv.Error)  # what a damaged table raises
 
@@ -154,6 +151,11 @@ def array_file(region: str) -> str:
     return f"{ARRAYS}/{region}.npy"
 
 
+def is_array_name(name: str) -> bool:
+    """Whether a file is called as arrays are."""
+    return name.endswith(tuple(f".{split}.npy" for split in SPLITS))
+
+
 def record_file(out: str | Path, raster: str) -> Path:
     """Path of the file that says what has been made of a raster."""
     return Path(out, ARRAYS, raster).with_suffix(".json")
@@ -173,8 +175,19 @@ def flat_name(city: str, raster: str) -> str:
 def jpeg_file(out: str | Path, split: str, window: Window) -> str:
     """Path of a patch as a JPEG."""
     region, row, col = window
-    name = f"{flat_name(region.city, region.raster)}_{window_name(row, col)}"
-    return f"{out}/{split}/{region.city}/{name}.jpg"
+    name = jpeg_name(flat_name(region.city, region.raster), row, col)
+    return f"{out}/{split}/{region.city}/{name}"
+
+
+def jpeg_name(raster: str, row: int, col: int) -> str:
+    """Name of a patch as a JPEG; raster: its flat_name."""
+    return f"{raster}_{window_name(row, col)}.jpg"
+
+
+def jpeg_folders(region: Region) -> list[str]:
+    """The folders, relative to the patch set, in which patches of a region can lie as JPEGs."""
+    splits = ("test", "test_b") if region.split == "test" else (region.split,)
+    return [f"{split}/{region.city}" for split in splits]
 
 
 def raster_of_jpeg(name: str) -> str:
@@ -207,30 +220,6 @@ def write_array(file: IO[bytes], array: np.ndarray) -> None:
     """
     np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
     file.write(np.ascontiguousarray(array))
-
-
-class Record(NamedTuple):
-    """What has been made of a raster: the content of its record_file."""
-
-    job: dict[str, Any]  # which raster, and in which role: jobs.Job.identity()
-    settings: dict[str, int]  # of make_settings
-    regions: list[Region]
-
-
-def write_record(file: IO[str], record: Record) -> None:
-    """Write the record of a raster as JSON."""
-    json.dump(record._asdict(), file)
-
-
-def load_record(file: Path) -> Record | None:
-    """The record of a raster; None if there is none, or if it is damaged."""
-    try:
-        record = Record(**json.loads(file.read_text(encoding="utf-8")))
-        if not isinstance(record.settings, dict):
-            return None
-        return record._replace(regions=[Region(*region) for region in record.regions])
-    except (OSError, ValueError, TypeError):
-        return None
 
 
 def text_of_regions(regions: Iterable[Region]) -> str:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from dl_slicer import machine
 from dl_slicer.cli import InputError, printable
 from dl_slicer.files import atomic, locked
-from dl_slicer.patch_sets import image_files, on_disk
+from dl_slicer.patch_sets import image_files, on_disk, progress, records
 from dl_slicer.patch_sets.image_files import UnreadableImage
 from dl_slicer.patch_sets.jobs import Job, Request
 from dl_slicer.patch_sets.on_disk import Region
@@ -128,11 +128,10 @@ def check_space(request: Request, jobs: Sequence[Job]) -> None:
 def tile_raster(request: Request, job: Job) -> Sequence[Region]:
     """Cut one raster into arrays (and JPEGs). Returns its regions.
 
-    They are also written, last, into the raster's record: it vouches for the rest.
+    They are also written into the raster's record, which vouches for the rest once it is finished.
     """
     image = image_files.read_image(request.raw / job.raster)
-    record_file = on_disk.record_file(request.out, job.raster)
-    record_file.unlink(missing_ok=True)  # from here on what an earlier run made does not count
+    begun = records.begin(request, job)
     for region in job.regions:
         covered = _crop_covered(image, region, request.settings)
         height, width = on_disk.array_shape(region.rows, region.cols, request.settings)
@@ -140,9 +139,7 @@ def tile_raster(request: Request, job: Job) -> Sequence[Region]:
             on_disk.write_array(file, np.asarray(image_files.resize(covered, (width, height))))
         if request.jpegs:
             _write_jpegs(request, covered, region)
-    record = on_disk.Record(job.identity(), request.settings, list(job.regions))
-    with atomic(record_file, "w", sync=False, encoding="utf-8") as file:
-        on_disk.write_record(file, record)
+    records.finish(request, job, begun)
     return job.regions
 
 
@@ -176,14 +173,32 @@ def _write_jpegs(request: Request, covered: Image.Image, region: Region) -> None
 # ------------------------------------------------------------------------------- all rasters
 
 
-def tile(request: Request, jobs: Sequence[Job], workers: int, done: Done, faults: Faults) -> None:
-    """Tile the rasters of planned jobs into the patch set, which is unfinished from then on.
+def begin(request: Request, jobs: Sequence[Job]) -> None:
+    """Take the folder for a set of planned jobs, which is unfinished from then on.
 
-    Their regions are noted in done, what fails in faults. InputError if the disk has no room.
+    InputError if the disk has no room, or if another process has begun another set there: the
+    check is made again, one process after the other, since two may have been started at an instant.
     """
+    if not jobs:
+        return
     check_space(request, jobs)
-    request.out.mkdir(parents=True, exist_ok=True)
+    arrays = request.out / on_disk.ARRAYS
+    arrays.mkdir(parents=True, exist_ok=True)
+    with locked(request.out, shared=True), locked(arrays, shared=False):
+        progress.refuse_other_set(request.out, request.settings)
+        (request.out / on_disk.DESCRIPTION).unlink(missing_ok=True)
+        records.begin(request, jobs[0])
+
+
+def tile(request: Request, jobs: Sequence[Job], workers: int, done: Done, faults: Faults) -> None:
+    """Tile the rasters of planned jobs into the patch set.
+
+    Their regions are noted in done, what fails in faults.
+    """
+    if not jobs:
+        return
     with locked(request.out, shared=True):
+        # Another process may have completed the set meanwhile.
         (request.out / on_disk.DESCRIPTION).unlink(missing_ok=True)
         tile_all(jobs, partial(tile_raster, request), workers, done, faults)
 

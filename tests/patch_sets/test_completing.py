@@ -8,13 +8,14 @@ import shutil
 from collections import Counter
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import pytest
 from conftest import files, make_raw, picture
 from preprocessing_runs import SET, changed_by, finish, read_until, start
 
-from dl_slicer.files import locked
-from dl_slicer.patch_sets import completing, on_disk, tiling
+from dl_slicer.files import atomic, locked
+from dl_slicer.patch_sets import completing, records
 from dl_slicer.patch_sets.on_disk import Region
 
 
@@ -122,19 +123,17 @@ def test_other_seed_and_size_of_test_b(preprocess, tmp_path):
 
 def test_what_was_left_of_another_role_is_removed(preprocess, tmp_path, monkeypatch):
     """A run dies after it has written a raster's train patches; then it becomes a test raster."""
-    raw = make_raw(tmp_path / "raw", cities=["A"], sites=2)
-    tile = tiling.tile_raster
+    raw = make_raw(tmp_path / "raw", cities=["A", "B"], sites=2)
 
-    def die(request, job):
-        tile(request, job)
-        out = request.out
-        os.unlink(on_disk.record_file(out, job.raster))  # the record is the last that is written
-        (out / "arrays" / ".1-0123abcd.tmp").write_text("half")
-        (out / "train" / "A" / ".1-0123abcd.tmp").write_text("half")
-        raise KeyboardInterrupt
+    def die(request, job, begun):
+        for name in (f"train/A/site1__2020_r0{row}_c00.jpg" for row in (0, 1)):
+            leave_half_written(request.out / name)
+        leave_half_written(request.out / "arrays/A/site1/2020.train.npy")
+        leave_half_written(request.out / "arrays/A/site1/2020.json")
+        raise KeyboardInterrupt  # the finished record is the last that is written
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(tiling, "tile_raster", die)
+        patch.setattr(records, "finish", die)
         preprocess("--jpegs")
     assert (tmp_path / "out" / "train" / "A" / "site1__2020_r00_c00.jpg").is_file()
     shutil.rmtree(raw / "A" / "site2")
@@ -144,9 +143,21 @@ def test_what_was_left_of_another_role_is_removed(preprocess, tmp_path, monkeypa
     assert files(out) == files(preprocess("--jpegs", out=tmp_path / "fresh"))
     assert not list((out / "train" / "A").glob("site1*"))
     assert list((out / "test" / "A").glob("site1*"))
+    assert not list(out.rglob("*.tmp"))
 
 
-def test_files_of_the_user_stay(preprocess, tmp_path):
+def leave_half_written(path):
+    """As a process does that is killed in files.atomic."""
+    with suppress(KeyboardInterrupt), atomic(path) as file:
+        file.write(b"half")
+        temporary = Path(file.name)
+        content = temporary.with_name("kept")
+        os.link(temporary, content)
+        raise KeyboardInterrupt
+    content.rename(temporary)
+
+
+def test_files_of_the_user_stay(preprocess, tmp_path, capsys):
     make_raw(tmp_path / "raw")
     out = preprocess("--jpegs")
     theirs = [
@@ -156,27 +167,45 @@ def test_files_of_the_user_stay(preprocess, tmp_path):
         "train/labels.json",
         "train/Aa (AAA)/my photo.jpg",
         ".tmp",
+        "arrays/exp1/deep/results.json",
+        "arrays/exp1/deep/config.json",
+        "arrays/exp1/deep/w.train.npy",
+        "arrays/Aa (AAA)/site1/.1-0123abcd.tmp",
+        "test/photo_r01_c02.jpg",
+        "test/Aa (AAA)/photo_r01_c02.jpg",
+        "test/Aa (AAA)/site3__2020_r09_c09.jpg",
+        "test/Aa (AAA)/site3__2020_r000_c00.jpg",
+        "train/Aa (AAA)/site3__2020_r00_c00.jpg",
+        "test_b/Aa (AAA)/extra_r00_c00.jpg",
     ]
     for name in theirs:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text("mine")
     (tmp_path / "raw" / "Aa (AAA)" / "site1" / "2020.png").unlink()
+    (out / "empty").mkdir()
+    (out / "arrays" / "empty").mkdir()
+    capsys.readouterr()
     preprocess()
     assert all((out / name).read_text() == "mine" for name in theirs)
+    assert (out / "arrays" / "empty").is_dir()
+    assert not (out / "arrays/Aa (AAA)/site1/2020.train.npy").exists()
+    line = f"{out}: arrays that no record of preprocessing.py lists were left, 1 of them, such as"
+    assert f"{line} {out}/arrays/exp1/deep/w.train.npy; delete" in capsys.readouterr().out
 
 
 def test_completing_waits_for_those_at_work(preprocess, tmp_path, monkeypatch, capsys):
     """One process cleans up under the lock alone: while another one works, it waits."""
     make_raw(tmp_path / "raw")
-    remove_stale = completing.remove_stale
+    remove_leftovers = completing.remove_leftovers
     held = []
 
-    def look(out, *arguments):
-        with open(out / ".lock") as file, pytest.raises(BlockingIOError):
+    def look(request, *arguments):
+        with open(request.out / ".lock") as file, pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         held.append(True)
-        return remove_stale(out, *arguments)
+        return remove_leftovers(request, *arguments)
 
-    monkeypatch.setattr(completing, "remove_stale", look)
+    monkeypatch.setattr(completing, "remove_leftovers", look)
     out = preprocess()
     assert held == [True]
     with locked(out, shared=True):

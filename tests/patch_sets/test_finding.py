@@ -6,6 +6,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+import pytest
 from conftest import files, make_raw, picture
 from preprocessing_runs import array, refused
 
@@ -13,11 +14,11 @@ from dl_slicer.patch_sets import on_disk, reading
 
 
 def test_the_last_site_in_sorted_order_is_held_out(preprocess, tmp_path):
-    raw = make_raw(tmp_path / "raw", cities=["A"], sites=3)
+    raw = make_raw(tmp_path / "raw", cities=["A", "B"], sites=3)
     (raw / "A" / "site1").rename(raw / "A" / "site10")
     (raw / "A" / "site3").rename(raw / "A" / "Z")
     regions = on_disk.load_regions(preprocess())
-    assert {(region.site, region.split) for region in regions} == {
+    assert {(region.site, region.split) for region in regions if region.city == "A"} == {
         ("Z", "train"),
         ("site10", "train"),
         ("site2", "test"),
@@ -26,7 +27,7 @@ def test_the_last_site_in_sorted_order_is_held_out(preprocess, tmp_path):
 
 
 def test_same_names_survive_and_what_is_no_raster_is_passed_over(preprocess, tmp_path):
-    raw = make_raw(tmp_path / "raw", cities=["A"], sites=3)
+    raw = make_raw(tmp_path / "raw", cities=["A", "B"], sites=3)
     site = raw / "A" / "site1"
     for name in (
         ".ipynb_checkpoints/2020-checkpoint.png",
@@ -54,10 +55,11 @@ def test_same_names_survive_and_what_is_no_raster_is_passed_over(preprocess, tmp
     (raw / "README.md").write_text("")
     out = preprocess("--jpegs")
     names = {"2020.png", "nested/deeper/2020.png", "OLD.JPG", "scan.tiff", "b c.jpeg"}
-    assert {region.raster for region in on_disk.load_regions(out) if region.site == "site1"} == {
+    regions = [region for region in on_disk.load_regions(out) if region.city == "A"]
+    assert {region.raster for region in regions if region.site == "site1"} == {
         f"A/site1/{name}" for name in names
     }
-    assert len({array(out, region).tobytes() for region in on_disk.load_regions(out)}) == 5 + 1 + 2
+    assert len({array(out, region).tobytes() for region in regions}) == 5 + 1 + 2
     train = {path.name.rsplit("_r", 1)[0] for path in (out / "train" / "A").iterdir()}
     assert train == {
         "site1__2020",
@@ -67,7 +69,7 @@ def test_same_names_survive_and_what_is_no_raster_is_passed_over(preprocess, tmp
         "site1__scan",
         "site1__b c",
     }
-    assert reading.open_split(out, "train").classes == ["A"]
+    assert reading.open_split(out, "train").classes == ["A", "B"]
 
 
 NAMES = [
@@ -75,8 +77,8 @@ NAMES = [
     "Zürich Ost",
     "北京",
     'it\'s "quoted"',
-    "comma, semicolon; tab\t",
-    "line\nbreak\r",
+    "comma, semicolon;",
+    "\u202eright to left",
     "-dash",
     "percent%20",
     "$HOME `x`",
@@ -152,6 +154,64 @@ def test_layouts_that_are_refused(preprocess, tmp_path):
         "site1/c__d.png: would get the same name",
     )
     assert len(lines) == 3
+    assert not (tmp_path / "out").exists()
+
+
+NOT_NAMES = {
+    "line\nbreak": "has a line break or another control character",
+    "tab\t": "control character",
+    "\x1b[31mred": "control character",
+    "c" * 251: "bytes, at most 200 are possible",
+    "é" * 101: "bytes, at most 200 are possible",
+}
+
+
+@pytest.mark.parametrize("name", NOT_NAMES, ids=ascii)
+@pytest.mark.parametrize("place", ["city", "site", "folder", "raster"])
+def test_names_that_cannot_be_files_are_told_before_anything_is_tiled(
+    preprocess, tmp_path, place, name
+):
+    raw = make_raw(tmp_path / "raw")
+    site = raw / "Aa (AAA)" / "site1"
+    if place == "city":
+        (raw / "Aa (AAA)").rename(raw / name)
+    if place == "site":
+        site.rename(site.with_name(name))
+    if place == "folder":
+        (site / name / "deeper").mkdir(parents=True)
+        picture(150, 110).save(site / name / "deeper" / "x.png")
+    if place == "raster":
+        (site / "2020.png").rename(site / f"{name}.png")
+    (line,) = refused(preprocess, "; rename it")
+    assert line.isprintable()
+    assert NOT_NAMES[name] in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_that_are_too_long_together(preprocess, tmp_path):
+    raw = make_raw(tmp_path / "raw")
+    site = raw / "Aa (AAA)" / "site1"
+    (site / "2020.png").rename(site / f"{'x' * 196}.png")
+    (raw / "Bb (BBB)" / "site1" / ("d" * 99)).mkdir()
+    picture(150, 110).save(raw / "Bb (BBB)" / "site1" / ("d" * 99) / f"{'x' * 150}.png")
+    lines = refused(preprocess, "its patches would have names of 276 bytes, at most 255 are")
+    assert len(lines) == 1
+    assert not (tmp_path / "out").exists()
+    shutil.rmtree(raw / "Bb (BBB)" / "site1" / ("d" * 99))
+    assert any("x" * 196 in name for name in files(preprocess("--jpegs")))
+
+
+def test_fewer_than_two_cities_and_the_level_that_fits(preprocess, tmp_path):
+    make_raw(tmp_path / "a" / "b" / "raw")
+    for raw in ("a/b", "a"):
+        line = "only one city"
+        (line,) = refused(partial(preprocess, raw=tmp_path / raw), line)
+        assert line.endswith(f"its 2 folders may be the cities: --raw {tmp_path / 'a/b/raw'}")
+    make_raw(tmp_path / "one", cities=["Aa (AAA)"])
+    (line,) = refused(partial(preprocess, raw=tmp_path / "one"), "one: only one city (Aa (AAA))")
+    assert line.endswith(
+        "at least two are needed; expected <City (CODE)>/<site>/<raster>.jpg in it"
+    )
     assert not (tmp_path / "out").exists()
 
 

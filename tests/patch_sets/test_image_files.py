@@ -146,6 +146,36 @@ def test_grey_of_16_bits_in_several_strips(tmp_path):
     assert np.array_equal(np.asarray(image)[:, :, 1], deep >> 8)
 
 
+@pytest.mark.parametrize(
+    "largest, is_dark", [(255, True), (2047, True), (4095, True), (4096, False)]
+)
+def test_16_bits_that_are_not_used_would_be_black(tmp_path, largest, is_dark):
+    deep = np.random.default_rng(0).integers(0, largest + 1, (500, 600, 4), dtype=np.uint16)
+    deep[::50] = largest
+    kinds = {
+        "grey.png": png(deep[:, :, :1], 0),
+        "grey-alpha.png": png(np.dstack([deep[:, :, :1], np.full_like(deep[:, :, :1], 65535)]), 4),
+        "rgb.png": png(deep[:, :, :3], 2),
+        "rgba.png": png(np.dstack([deep[:, :, :3], np.full_like(deep[:, :, :1], 65535)]), 6),
+        "grey.tif": tiff(deep[:, :, :1]),
+        "grey-big-endian.tif": tiff(deep[:, :, :1], ">"),
+        "rgb.tif": tiff(deep[:, :, :3]),
+        "near-infrared.tif": tiff(deep, extra=[(338, 0)]),
+    }
+    for name, content in kinds.items():
+        (tmp_path / name).write_bytes(content)
+    Image.fromarray(deep[:, :, 0]).save(tmp_path / "lzw.tif", compression="tiff_lzw")
+    Image.fromarray(deep[:, :, 0].astype(np.int32)).save(tmp_path / "grey32.tif")
+    for path in sorted(tmp_path.iterdir()):
+        if is_dark:
+            with pytest.raises(UnreadableImage, match="only values below 4096"):
+                image_files.read_image(path)
+        else:
+            assert np.asarray(image_files.read_image(path)).max() == 16, path.name
+    Image.new("RGB", (50, 60)).save(tmp_path / "black.png")  # 8 bits may be as dark as they like
+    assert not np.asarray(image_files.read_image(tmp_path / "black.png")).any()
+
+
 def test_what_cannot_be_an_image(tmp_path):
     good = io.BytesIO()
     picture(200, 200).save(good, "JPEG")
@@ -175,9 +205,11 @@ def test_what_cannot_be_an_image(tmp_path):
     (tmp_path / "folder.jpg").mkdir()
     os.mkfifo(tmp_path / "pipe.jpg")  # to open it would wait for ever
     (tmp_path / "zero.jpg").symlink_to("/dev/zero")
-    for name in ("folder.jpg", "pipe.jpg", "zero.jpg"):
+    for name in ("pipe.jpg", "zero.jpg"):
         with pytest.raises(UnreadableImage, match="no regular file"):
             image_files.read_image(tmp_path / name)
+    with pytest.raises(UnreadableImage, match="a folder, not an image; name the image files in it"):
+        image_files.read_image(tmp_path / "folder.jpg")
     with pytest.raises(UnreadableImage, match=r"cannot be read \(No such file or directory\)"):
         image_files.read_image(tmp_path / "gone.jpg")
 

@@ -3,11 +3,14 @@
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import files, make_raw, picture
 from preprocessing_runs import SET, changed_by, refused
+
+from dl_slicer.patch_sets import on_disk, records
 
 
 def test_a_second_run_does_nothing(preprocess, tmp_path):
@@ -67,7 +70,7 @@ def test_rasters_that_change_come_and_go(preprocess, tmp_path):
 
     And only that is tiled which has to be.
     """
-    raw = make_raw(tmp_path / "raw", sites=4)
+    raw = make_raw(tmp_path / "raw", cities=["Aa (AAA)", "Bb (BBB)", "Cc (CCC)"], sites=4)
     out = preprocess("--jpegs")
     a = raw / "Aa (AAA)"
 
@@ -110,9 +113,9 @@ def test_rasters_that_change_come_and_go(preprocess, tmp_path):
     ]
     for name, step, tiled in steps:
         step()
-        changed = changed_by(out, preprocess)
-        records = {name for name in changed if name.endswith(".json") and (out / name).exists()}
-        made = {Path(name).with_suffix("") for name in records - {"dataset.json"}}
+        changed = changed_by(out, partial(preprocess, *["--prune"] * (name == "city gone")))
+        written = {name for name in changed if name.endswith(".json") and (out / name).exists()}
+        made = {Path(name).with_suffix("") for name in written - {"dataset.json"}}
         assert made == {Path("arrays", raster) for raster in tiled}, name
         assert changed >= SET or name == "touched", name
         anew = preprocess("--jpegs", out=tmp_path / name)
@@ -135,7 +138,7 @@ def test_a_raster_that_comes_back_after_a_run_died_on_another(preprocess, tmp_pa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(json, "dump", die)
+        patch.setattr(records, "finish", die)
         preprocess()
     raster.write_bytes(content)
     os.utime(raster, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -175,3 +178,229 @@ def test_other_settings_and_older_sets_are_refused(preprocess, tmp_path):
     refused(lambda: preprocess("--stride", 12), "made with --stride 24; choose")
     preprocess()
     assert files(out) == before
+
+
+# ------------------------------------------------------------------------------- gone rasters
+
+
+def test_one_raster_that_is_gone_is_announced_and_removed(preprocess, tmp_path, capsys):
+    raw = make_raw(tmp_path / "raw")
+    out = preprocess("--jpegs")
+    (raw / "Aa (AAA)" / "site2" / "2020.png").unlink()
+    capsys.readouterr()
+    preprocess()
+    line = f"{raw}: 1 of the 6 rasters of {out} are gone; what was made of them is removed; the"
+    assert line in capsys.readouterr().out
+    anew = preprocess("--jpegs", out=tmp_path / "anew")
+    assert files(out) == files(anew)
+    assert paths_in(out) == paths_in(anew)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_city_that_is_gone_empties_no_set(preprocess, tmp_path, capsys, killed):
+    raw = make_raw(tmp_path / "raw", cities=["Aa (AAA)", "Bb (BBB)", "Cc (CCC)"])
+    out = preprocess("--jpegs")
+    if killed:
+        (out / "dataset.json").unlink()
+    before = files(out)
+    (raw / "Bb (BBB)").rename(tmp_path / "unmounted")
+    flags = [[], ["--jpegs"], ["--shard", "1/2"], ["--seed", 3]]
+    for more in flags:
+        (line,) = refused(partial(preprocess, *more), "3 of the 9 rasters of", "add --prune")
+        assert "are gone, all of Bb (BBB) among them; the first is Bb (BBB)/site1/2020" in line
+        assert files(out) == before
+    preprocess("--prune")
+    assert f"{raw}: 3 of the 9 rasters of {out} are gone; what" in capsys.readouterr().out
+    anew = preprocess("--jpegs", out=tmp_path / "anew")
+    assert files(out) == files(anew)
+    assert paths_in(out) == paths_in(anew)
+
+
+def test_many_rasters_that_are_gone_and_few(preprocess, tmp_path):
+    raw = make_raw(tmp_path / "raw", sites=10)
+    out = preprocess()
+    before = files(out)
+    for number in (1, 2, 3):
+        (raw / "Aa (AAA)" / f"site{number}" / "2020.png").rename(tmp_path / f"{number}.png")
+    refused(preprocess, "3 of the 20 rasters of")
+    assert files(out) == before
+    (tmp_path / "3.png").rename(raw / "Aa (AAA)" / "site3" / "2020.png")
+    preprocess()  # two are a tenth, and no more
+    assert files(out) == files(preprocess(out=tmp_path / "anew"))
+
+
+def test_another_raw_folder(preprocess, tmp_path):
+    """Is fine as long as no recorded raster is missing from it."""
+    raw = make_raw(tmp_path / "raw")
+    out = preprocess()
+    before = files(out)
+    (tmp_path / "elsewhere").mkdir()
+    other = make_raw(tmp_path / "elsewhere" / "raw", cities=["Cc (CCC)", "Dd (DDD)"])
+    refused(lambda: preprocess(raw=other), "6 of the 6 rasters of")
+    assert files(out) == before
+    shutil.copytree(raw, other, dirs_exist_ok=True)
+    preprocess(raw=other)
+    assert files(out) == files(preprocess(raw=other, out=tmp_path / "anew"))
+
+
+def test_renamed_rasters_and_sites_are_not_gone(preprocess, tmp_path, capsys):
+    raw = make_raw(tmp_path / "raw")
+    out = preprocess()
+    for number in (1, 2, 3):
+        site = raw / "Aa (AAA)" / f"site{number}"
+        (site / "2020.png").rename(site / "2021.png")
+        (raw / "Bb (BBB)" / f"site{number}").rename(raw / "Bb (BBB)" / f"place{number}")
+    capsys.readouterr()
+    preprocess()
+    assert "are gone" not in capsys.readouterr().out
+    assert files(out) == files(preprocess(out=tmp_path / "anew"))
+
+
+def test_killed_after_rasters_were_renamed(preprocess, tmp_path, monkeypatch):
+    """The records that are left by then are of the new names alone."""
+    raw = make_raw(tmp_path / "raw")
+    out = preprocess("--jpegs")
+    for number in (1, 2, 3):
+        site = raw / "Aa (AAA)" / f"site{number}"
+        (site / "2020.png").rename(site / "2021.png")
+    finish = records.finish
+
+    def die(request, job, begun):
+        finish(request, job, begun)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(records, "finish", die)
+        preprocess()
+    preprocess("--jpegs")
+    assert files(out) == files(preprocess("--jpegs", out=tmp_path / "anew"))
+
+
+def test_a_raster_that_could_not_be_read_does_not_count(preprocess, tmp_path):
+    """The first one to be tiled gets its record before it is read."""
+    raw = make_raw(tmp_path / "raw")
+    for city in ("Aa (AAA)", "Bb (BBB)"):
+        site = raw / city / "site1"
+        picture(150, 110).save(site / "2019.png")
+        os.truncate(site / "2019.png", 9000)
+    refused(lambda: preprocess("--shard", "1/8"), "2019.png: ")
+    refused(lambda: preprocess("--shard", "5/8"), "2019.png: ")
+    for city in ("Aa (AAA)", "Bb (BBB)"):
+        (raw / city / "site1" / "2019.png").unlink()
+    out = preprocess()
+    assert files(out) == files(preprocess(out=tmp_path / "anew"))
+
+
+# ------------------------------------------------------------------------------- others' files
+
+
+def test_a_folder_without_our_records_is_refused(preprocess, tmp_path):
+    make_raw(tmp_path / "raw")
+    theirs = [
+        "arrays/exp1/deep/results.json",
+        "arrays/exp1/deep/w.train.npy",
+        "arrays/notes",
+        "train/Aa (AAA)/x_r00_c00.jpg",
+        "test/photo_r01_c02.jpg",
+        "test_b",
+        "dataset.json",
+        "regions.csv",
+        "test_b.csv",
+    ]
+    for name in theirs:
+        out = tmp_path / "out"
+        file = out / name
+        file.parent.mkdir(parents=True)
+        file.write_text('{"job": {}, "settings": {}, "regions": []}')
+        for flags in ([], ["--jpegs"], ["--prune"]):
+            refused(partial(preprocess, *flags), f"holds {Path(name).parts[0]}: files or folders")
+            assert files(out) == {name: file.read_bytes()}
+        shutil.rmtree(out)
+
+
+def test_records_that_list_what_is_not_theirs_are_none(preprocess, tmp_path):
+    """A record by hand could name files outside the set: those must not be deleted."""
+    raw = make_raw(tmp_path / "raw")
+    out = preprocess("--jpegs")
+    record = json.loads((out / "arrays/Aa (AAA)/site1/2020.json").read_text())
+    outside = tmp_path / "victim.train.npy"
+    outside.write_text("mine")
+    (raw / "Aa (AAA)" / "site1" / "2020.png").unlink()
+    inside = out / "arrays/Aa (AAA)/site1/mine.train.npy"
+    inside.write_text("mine")
+    (out / "train" / "mine").mkdir()
+    (out / "train" / "mine" / "site1__2020_r00_c00.jpg").write_text("mine")
+    region = on_disk.Region(*record["regions"][0])
+    wrong = (
+        {"file": "../victim.train.npy"},
+        {"file": "arrays/Aa (AAA)/site1/mine.train.npy", "region": "Aa (AAA)/site1/mine.train"},
+        {"city": "mine"},
+        {"city": "../.."},
+        {"split": "../train"},
+        {"rows": "3"},
+        {"raster": "Aa (AAA)/site1/mine.png"},
+    )
+    for seed, changes in enumerate(wrong, 1):
+        changed = {**record, "regions": [region._replace(**changes)]}
+        (out / "arrays/Aa (AAA)/site1/2020.json").write_text(json.dumps(changed))
+        assert records.load(out, "Aa (AAA)/site1/2020.png") is None, changes
+        preprocess("--seed", seed)
+        kept = (outside, inside, out / "train" / "mine" / "site1__2020_r00_c00.jpg")
+        assert all(path.read_text() == "mine" for path in kept)
+
+
+def test_no_file_of_others_is_written_over(preprocess, tmp_path):
+    raw = make_raw(tmp_path / "raw")
+    out = preprocess("--jpegs")
+    site = raw / "Aa (AAA)" / "site1"
+    picture(150, 110, seed=5).save(site / "2021.png")
+    theirs = ["arrays/Aa (AAA)/site1/2021.json", "arrays/Aa (AAA)/site1/2021.train.npy"]
+    theirs.append("train/Aa (AAA)/site1__2021_r01_c02.jpg")
+    for name in theirs:
+        (out / name).write_text("mine")
+        line = f"2021.png: {out / name} would be written over"
+        refused(preprocess, line, "6 of 7 rasters are done and kept")
+        assert (out / name).read_text() == "mine"
+        (out / name).unlink()
+    preprocess()
+    assert files(out) == files(preprocess("--jpegs", out=tmp_path / "anew"))
+
+
+def test_a_set_that_an_earlier_version_left_unfinished(preprocess, tmp_path, capsys):
+    """Its record came last: of a raster at which it was killed there are files and no record."""
+    raw = make_raw(tmp_path / "raw")
+    expected = files(preprocess("--jpegs"))
+    out = tmp_path / "out"
+    for name in ("dataset.json", "arrays/Aa (AAA)/site2/2020.json"):
+        (out / name).unlink()
+    preprocess()
+    assert files(out) == expected
+    # And if the raster is gone by then, its array is left and named.
+    for name in ("dataset.json", "arrays/Aa (AAA)/site2/2020.json"):
+        (out / name).unlink()
+    (raw / "Aa (AAA)" / "site2" / "2020.png").unlink()
+    capsys.readouterr()
+    preprocess()
+    left = out / "arrays/Aa (AAA)/site2/2020.train.npy"
+    assert left.exists()
+    line = f"lists were left, 1 of them, such as {left};"
+    assert line in capsys.readouterr().out
+
+
+def test_a_killed_run_has_listed_its_files(preprocess, tmp_path, monkeypatch):
+    """A raster that is gone after the run that tiled it was killed leaves nothing behind."""
+    raw = make_raw(tmp_path / "raw")
+
+    def die(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(records, "finish", die)
+        preprocess("--jpegs")
+    out = tmp_path / "out"
+    assert (out / "train/Aa (AAA)/site1__2020_r02_c04.jpg").is_file()
+    (raw / "Aa (AAA)" / "site1" / "2020.png").unlink()
+    preprocess("--prune")
+    anew = preprocess("--jpegs", out=tmp_path / "anew")
+    assert files(out) == files(anew)
+    assert paths_in(out) == paths_in(anew)
