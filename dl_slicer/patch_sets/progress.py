@@ -49,7 +49,7 @@ def refuse_other_set(out: Path, settings: Mapping[str, int]) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"{printable(out)}: a file, no folder; choose another --out")
     if on_disk.is_finished(out):
-        refuse_other_settings(out, on_disk.load_description(out), settings)
+        refuse_other_settings(out, on_disk.load_description(out).settings, settings)
     elif not on_disk.has_arrays(out) and any((out / split).exists() for split in on_disk.SPLITS):
         raise InputError(
             f"{printable(out)}: holds train, val or test folders that preprocessing.py did not"
