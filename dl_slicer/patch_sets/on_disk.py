@@ -331,17 +331,15 @@ def load_description(root: str | Path) -> Description:
 
 def _check_description(content: Mapping[str, Any]) -> dict[str, bool]:
     """{key: whether its value can be right}."""
-    classes = content.get("classes")
-    are_classes = are_names(classes)
     raw = content.get("raw")
     counts = content.get("counts")
     return {
         "patch_size": is_whole_number(content.get("patch_size")),
         "stride": is_whole_number(content.get("stride")),
         "image_size": is_whole_number(content.get("image_size"), most=LARGEST_IMAGE),
-        "classes": are_classes,
+        "classes": are_names(content.get("classes")),
         "raw": type(raw) is str and raw != "" and "\0" not in raw,
-        "counts": counts is None or (are_classes and _are_counts(counts, classes)),
+        "counts": counts is None or _are_counts(counts),
     }
 
 
@@ -357,13 +355,12 @@ def are_names(value: object) -> bool:
     return 0 < len(set(value)) == len(value)
 
 
-def _are_counts(value: object, classes: Sequence[str]) -> bool:
-    """Whether this has a number for each split and city, and for nothing else."""
+def _are_counts(value: object) -> bool:
+    """Whether this has numbers by the names of cities for each split."""
     if not isinstance(value, dict) or value.keys() != set(SPLITS):
         return False
     return all(
         isinstance(of_city, dict)
-        and of_city.keys() == set(classes)
         and all(is_whole_number(count, 0, LARGEST_NUMBER**2) for count in of_city.values())
         for of_city in value.values()
     )
@@ -406,7 +403,7 @@ def _region_of(row: Mapping[str, str], file: Path) -> Region:
     }
     region = Region(**values)
     if region.split not in ("train", "val", "test"):
-        raise ValueError(f"no split is called {region.split[:40]}")
+        raise ValueError(f"no split is called {printable(region.split[:40])}")
     cities.check_name(region.city, f"{printable(file)}: city")
     cities.check_name(region.site, f"{printable(file)}: site")
     # What region_name and array_file put behind a raster's name may be beyond the longest name.
@@ -444,7 +441,7 @@ def load_test_b(root: str | Path, regions: Sequence[Region]) -> list[tuple[int, 
 
     def locate(row: Mapping[str, str]) -> tuple[int, int, int]:
         if row["region"] not in number:
-            raise ValueError(f"{REGIONS} has no region {row['region'][:200]} in test")
+            raise ValueError(f"{REGIONS} has no region {printable(row['region'][:200])} in test")
         place = number[row["region"]]
         patch = (place, _whole_number(row, "row"), _whole_number(row, "col"))
         region = regions[place]
@@ -486,7 +483,7 @@ def _read_table(
 def _whole_number(row: Mapping[str, str], column: str) -> int:
     text = row[column]
     if not (text.isascii() and text.isdigit() and int(text[:11]) <= LARGEST_NUMBER):
-        raise ValueError(f"its {column} is no whole number from 0 on: {text[:40]}")
+        raise ValueError(f"its {column} is no whole number from 0 on: {printable(text[:40])}")
     return int(text)
 
 

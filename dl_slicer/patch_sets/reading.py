@@ -153,13 +153,15 @@ class ArrayPatches:
     def _check_counts(self) -> None:
         if self.description.counts is None:
             return
-        found = np.bincount(self.labels, minlength=len(self.classes)).tolist()
+        counts = np.bincount(self.labels, minlength=len(self.classes)).tolist()
+        found = dict(zip(self.classes, counts, strict=True))
         expected = self.description.counts[self.split]
-        for city, count in zip(self.classes, found, strict=True):
-            if count != expected[city]:
+        for city in [*found, *expected]:
+            if found.get(city) != expected.get(city):
                 raise InputError(
-                    f"{printable(self.root)}: {on_disk.DESCRIPTION} counts {expected[city]} patches"
-                    f" of {printable(city)} in {self.split}, its tables have {count};"
+                    f"{printable(self.root)}: {on_disk.DESCRIPTION} counts"
+                    f" {expected.get(city, 'no')} patches of {printable(city[:200])}"
+                    f" in {self.split}, its tables have {found.get(city, 'no')};"
                     " run preprocessing.py again"
                 )
 

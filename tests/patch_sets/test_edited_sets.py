@@ -72,8 +72,6 @@ WRONG_VALUES = {
         [CITIES[0]] * 3,
         [[city] for city in CITIES],
         [*CITIES[:2], None],
-        CITIES[:2],
-        [*CITIES, "Dd (DDD)"],
     ],
     "raw": [None, 3, [], {}, "", "a\0b"],
     "counts": [
@@ -98,6 +96,19 @@ WRONG_VALUES = {
 def test_a_wrong_value_in_the_description_is_refused(copy, key, value):
     edit_description(copy, **{key: value})
     assert key in refusal(copy)
+
+
+@pytest.mark.parametrize(
+    "classes, said",
+    [
+        (CITIES[:2], "regions.csv has cities that dataset.json has not"),
+        ([*CITIES, "Dd (DDD)"], "counts no patches of Dd (DDD) in test_b, its tables have 0"),
+        (["Dd (DDD)", *CITIES[1:]], "regions.csv has cities"),
+    ],
+)
+def test_other_classes_than_those_of_the_tables_are_refused(copy, classes, said):
+    edit_description(copy, classes=classes)
+    assert said in refusal(copy)
 
 
 @pytest.mark.parametrize("sizes", [{"stride": 12}, {"image_size": 64}, {"patch_size": 96}])

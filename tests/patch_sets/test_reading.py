@@ -266,7 +266,7 @@ def test_a_folder_of_jpegs_whose_name_no_city_can_have_is_refused(preprocess, tm
     make_raw(tmp_path / "raw")
     jpegs = copy_jpegs(preprocess("--jpegs"), tmp_path / "published")
     (jpegs / "train" / "C\nc").mkdir()
-    with pytest.raises(InputError, match=r"published: folder 'C\\nc': has a line break"):
+    with pytest.raises(InputError, match=r"published: folder 'C\\nc': its name has a line break"):
         reading.open_split(jpegs, "test")
 
 
