@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     distributed.leave()
     if distributed.RANK != 0:
         return
-    check_finite(logits, dtype, args.checkpoint)
+    evaluation.check_finite(logits, dtype)
 
     predictions = tables.collect(patch_set, classes, logits, features)
     loss = cross_entropy(logits, torch.from_numpy(predictions.true)).item()
@@ -127,16 +127,6 @@ def output_folder(args: Namespace) -> Path:
         return Path(args.out)
     name = f"{args.split}_tta" if args.tta else args.split
     return Path(args.checkpoint).parent / ("places" if args.images else name)
-
-
-def check_finite(logits: torch.Tensor, dtype: torch.dtype, checkpoint: str) -> None:
-    """Raise InputError if the network of a checkpoint file gave a value that is not finite."""
-    if logits.isfinite().all():
-        return
-    hint = "; try --amp off" if name_of(dtype) == "bfloat16" else ""
-    raise InputError(
-        f"{printable(checkpoint)}: computes values that are not finite in {name_of(dtype)}{hint}"
-    )
 
 
 def name_of(dtype: torch.dtype) -> str:

@@ -131,7 +131,7 @@ def grow(folder: Path, disk: float) -> dict[str, float]:
         val.read(batch)
     # What a patch makes the disk read: its rows are far apart in the file, so all between them
     # as well.
-    width = on_disk.array_shape(1, WINDOWS, patch_set.description)[1]
+    width = on_disk.array_shape(1, WINDOWS, patch_set.settings)[1]
     touched = patch_set.image_size * 3 * width
     rate = rate_from_disk(patch_set, first[50:], touched, disk)
     return {

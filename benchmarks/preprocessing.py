@@ -100,7 +100,7 @@ def check_patches(work: Path) -> None:
         region, row, col = patch_set.locate(index)
         left = col * STRIDE
         top = row * STRIDE
-        with Image.open(patch_set.root / patch_set.description["raw"] / region.raster) as image:
+        with Image.open(patch_set.root / patch_set.description.raw / region.raster) as image:
             crop = image.crop((left, top, left + PATCH_SIZE, top + PATCH_SIZE))
         plain = np.asarray(resize(crop), int)
         difference = abs(plain - patch_set.read([index])[0])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.models import ResNet
 
+from dl_slicer import cities
 from dl_slicer.cli import InputError, printable
 from dl_slicer.distributed import RANK
 from dl_slicer.files import atomic
@@ -150,10 +151,11 @@ def check_fields(checkpoint: Checkpoint, content: dict, path: Path) -> None:
         "classes": checkpoint.classes is None or _are_names(checkpoint.classes, outputs),
         "mean": _is_a_colour(checkpoint.mean, least=0),
         "std": _is_a_colour(checkpoint.std, least=1e-6),
-        "image_size": _is_whole_number(checkpoint.image_size, least=1, most=4096),
-        "patch_size": checkpoint.patch_size is None or _is_whole_number(checkpoint.patch_size),
-        "stride": checkpoint.stride is None or _is_whole_number(checkpoint.stride),
-        "epoch": checkpoint.epoch is None or _is_whole_number(checkpoint.epoch, least=0),
+        "image_size": on_disk.is_whole_number(checkpoint.image_size, most=on_disk.LARGEST_IMAGE),
+        "patch_size": checkpoint.patch_size is None
+        or on_disk.is_whole_number(checkpoint.patch_size),
+        "stride": checkpoint.stride is None or on_disk.is_whole_number(checkpoint.stride),
+        "epoch": checkpoint.epoch is None or on_disk.is_whole_number(checkpoint.epoch, least=0),
     }
     for key in ("optimizer", "metrics", "args"):
         is_right[key] = key not in content or isinstance(content[key], dict)
@@ -163,22 +165,19 @@ def check_fields(checkpoint: Checkpoint, content: dict, path: Path) -> None:
             f"{printable(path)}: damaged: its {', '.join(wrong)} cannot be right for"
             f" {arch or 'weights of an unknown network'} with {outputs} outputs"
         )
+    # Results are written into folders of these names.
+    for city in checkpoint.classes or ():
+        cities.check_name(city, f"{printable(path)}: class")
 
 
 def _are_names(value: object, count: int) -> bool:
-    if not isinstance(value, list) or not all(type(name) is str for name in value):
-        return False
-    return len(set(value)) == len(value) == count
+    return on_disk.are_names(value) and len(value) == count
 
 
 def _is_a_colour(value: object, least: float) -> bool:
     if not isinstance(value, list) or len(value) != 3:
         return False
     return all(type(channel) is float and least <= channel < 1000 for channel in value)
-
-
-def _is_whole_number(value: object, least: int = 1, most: int = 2**31) -> bool:
-    return type(value) is int and least <= value <= most
 
 
 def load_checkpoint(path: str | Path) -> tuple[ResNet, Checkpoint]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from dl_slicer.cli import InputError
 from dl_slicer.distributed import RANK, WORLD, total
 from dl_slicer.model import devices, networks
 from dl_slicer.patch_sets import batching, transforms
@@ -86,6 +87,21 @@ def score(
 
     answers = _of_all_batches(model, patch_set, setup, loss_and_is_right, (2,), desc, stop)
     return None if answers is None else answers[0]
+
+
+def check_finite(answers: Tensor, dtype: torch.dtype) -> None:
+    """InputError if a checkpoint's network gave a value that is not finite.
+
+    answers: its logits, or probabilities, on any device, computed in dtype. Whoever reads the
+    network's answers calls this before it writes any: NaN has a likeliest city, too.
+    """
+    if answers.isfinite().all():
+        return
+    name = str(dtype).removeprefix("torch.")
+    advice = "try --amp off" if dtype == torch.bfloat16 else "take another checkpoint of the run"
+    raise InputError(
+        f"--checkpoint: its network computes values that are not finite in {name}; {advice}"
+    )
 
 
 def batch_size(device: torch.device) -> int:

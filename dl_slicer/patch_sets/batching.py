@@ -1,5 +1,7 @@
 """From a patch set to batches on the device, from wherever the patches are best read."""
 
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -10,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dl_slicer.cli import InputError
 from dl_slicer.patch_sets.reading import Indices, PatchSet
 
 Order = Sequence[Indices] | np.ndarray  # the patches of each batch
 Batch = tuple[Tensor, Tensor]  # images uint8 (n, size, size, 3) and labels int64 (n,)
+Answer = Batch | InputError | OSError  # of a worker: why there is no batch, else
 
 
 def choose_storage(patch_set: PatchSet, device: torch.device) -> str:
@@ -111,7 +115,7 @@ def _from_files(patch_set: PatchSet, order: Order, device: torch.device) -> Iter
             dtype=torch.uint8,
             pin_memory=device.type == "cuda",
         )
-        patch_set.read(indices, images.numpy())
+        _read(patch_set, indices, images.numpy())
         return images
 
     if not len(order):
@@ -123,6 +127,16 @@ def _from_files(patch_set: PatchSet, order: Order, device: torch.device) -> Iter
             if number < len(order):
                 ahead = thread.submit(read, order[number])
             yield images.to(device, non_blocking=True), _labels(patch_set, indices, device)
+
+
+def _read(patch_set: PatchSet, indices: Indices, out: np.ndarray | None = None) -> np.ndarray:
+    try:
+        return patch_set.read(indices, out)
+    except MemoryError:
+        raise InputError(
+            f"reading {len(indices)} patches takes more memory than there is;"
+            " take smaller batches or fewer --workers"
+        ) from None
 
 
 def _labels(patch_set: PatchSet, indices: Indices, device: torch.device) -> Tensor:
@@ -143,8 +157,12 @@ class _Batches(Dataset):
     def __init__(self, patch_set: PatchSet):
         self.patch_set = patch_set
 
-    def __getitem__(self, indices: Indices) -> Batch:
-        images = torch.from_numpy(self.patch_set.read(indices))
+    def __getitem__(self, indices: Indices) -> Answer:
+        try:
+            images = torch.from_numpy(_read(self.patch_set, indices))
+        except (InputError, OSError) as error:
+            # Handed over, not raised: torch would make it the text of a traceback.
+            return error
         return images, _labels(self.patch_set, indices, torch.device("cpu"))
 
 
@@ -164,5 +182,38 @@ def _from_workers(
         # run would find that in another state.
         generator=torch.Generator(),
     )
-    for images, labels in loader:
+    batches = _start(loader)
+    while (batch := _next(batches)) is not None:
+        if isinstance(batch, Exception):
+            raise batch
+        images, labels = batch
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+def _start(loader: DataLoader) -> Iterator[Answer]:
+    """Start the processes, without torch's handler of the signal that one of them has ended.
+
+    It raises wherever this process happens to be, be it in the middle of writing a checkpoint. A
+    loader that waits for a process notices by itself within seconds that there is none.
+    """
+    may_set_handlers = threading.current_thread() is threading.main_thread()
+    if not hasattr(signal, "SIGCHLD") or not may_set_handlers:  # Windows has none
+        return iter(loader)
+    handler = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL if handler is None else handler)
+    return batches
+
+
+def _next(batches: Iterator[Answer]) -> Answer | None:
+    """The next batch; None at the end. InputError if a process that reads was killed."""
+    try:
+        return next(batches, None)
+    except RuntimeError as error:
+        # torch's words, which are its only sign.
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            "a process that reads patches was killed, most often since the memory was full;"
+            " take fewer --workers"
+        ) from None

@@ -8,20 +8,27 @@ import csv
 import io
 import json
 import math
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from dl_slicer import cities
 from dl_slicer.cli import InputError, printable
 
 # As published: a patch is 200 m by 200 m, and each half of it is in the next one, too.
 PATCH_SIZE = 480  # pixels of the raster
 STRIDE = 240
 IMAGE_SIZE = 224  # pixels that the network sees
+
+LARGEST_IMAGE = 4096  # pixels of a side that a set to be read may have
+LARGEST_NUMBER = 2**31  # of pixels or windows: products of two still fit into 64 bits
 
 FORMAT = 1
 SPLITS = ("train", "val", "test", "test_b")
@@ -57,7 +64,25 @@ class Region(NamedTuple):
 
 NUMBERS = frozenset(("x", "y", "width", "height", "rows", "cols"))  # the columns of whole numbers
 
+Parsed = TypeVar("Parsed")
 Window = tuple[Region, int, int]  # a patch: its region, row and column
+
+
+@dataclass(frozen=True)
+class Description:
+    """What dataset.json says, as far as readers need it, and checked."""
+
+    patch_size: int  # pixels of the raster
+    stride: int
+    image_size: int  # pixels of a stored patch
+    classes: list[str]  # names of the cities
+    raw: str  # path of the raw folder, relative to the patch set
+    counts: dict[str, dict[str, int]] | None  # patches of each split and city, where it says so
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """What all rasters have been tiled with."""
+        return make_settings(self.patch_size, self.stride, self.image_size)
 
 
 # ------------------------------------------------------------------------------- geometry
@@ -213,6 +238,29 @@ def has_jpegs(root: str | Path) -> bool:
 # ------------------------------------------------------------------------------- content
 
 
+def is_array(file: str | Path, rows: int, cols: int, settings: Mapping[str, Any]) -> bool:
+    """Whether a file is what write_array makes of the array that so many windows cover.
+
+    By its size and its header: with another one it is read as other pixels.
+    """
+    try:
+        status = os.stat(file)
+        if not stat.S_ISREG(status.st_mode) or status.st_size != array_bytes(rows, cols, settings):
+            return False
+        with open(file, "rb", buffering=0) as opened:
+            return opened.read(ARRAY_HEADER) == _array_header(*array_shape(rows, cols, settings))
+    except FileNotFoundError:
+        return False
+
+
+@lru_cache(maxsize=64)
+def _array_header(height: int, width: int) -> bytes:
+    header = io.BytesIO()
+    content = {"descr": "|u1", "fortran_order": False, "shape": (height, width, 3)}
+    np.lib.format.write_array_header_1_0(header, content)
+    return header.getvalue()
+
+
 def write_array(file: IO[bytes], array: np.ndarray) -> None:
     """Write an array as np.save does.
 
@@ -246,64 +294,186 @@ def _as_csv(header: Sequence[str], rows: Iterable[Sequence]) -> str:
     return text.getvalue()
 
 
-def load_description(root: str | Path) -> dict[str, Any]:
-    """dataset.json as a dict. InputError if it is damaged or of another format."""
+def load_description(root: str | Path) -> Description:
+    """dataset.json. InputError if it is damaged, edited to what cannot be, or of another format."""
     file = Path(root, DESCRIPTION)
-    needed = {"patch_size", "stride", "image_size", "classes", "raw"}
     try:
-        description = json.loads(file.read_text(encoding="utf-8"))
-        its_format = description["format"]
-        if its_format == FORMAT and not needed <= description.keys():
-            raise ValueError
-    except (ValueError, KeyError, TypeError):
-        raise InputError(
-            f"{printable(file)}: damaged, or not written by preprocessing.py;"
-            " delete this file and run preprocessing.py again"
-        ) from None
-    if its_format != FORMAT:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        its_format = content["format"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise _damaged(file, "no description of a set") from None
+    if type(its_format) is not int or its_format != FORMAT:
         raise InputError(
             f"{printable(file)}: patch set of format {printable(its_format)}, this version has"
             f" {FORMAT}; delete the set and make it anew with preprocessing.py"
         )
-    return description
+    wrong = [key for key, is_right in _check_description(content).items() if not is_right]
+    if wrong:
+        raise _damaged(file, f"its {', '.join(wrong)} cannot be right")
+    for city in content["classes"]:
+        cities.check_name(city, f"{printable(file)}: class")
+    if content["image_size"] * content["stride"] % content["patch_size"]:
+        raise _damaged(file, "its image_size * stride / patch_size is no whole number")
+    keys = ("patch_size", "stride", "image_size", "classes", "raw")
+    return Description(**{key: content[key] for key in keys}, counts=content.get("counts"))
+
+
+def _check_description(content: Mapping[str, Any]) -> dict[str, bool]:
+    """{key: whether its value can be right}."""
+    raw = content.get("raw")
+    counts = content.get("counts")
+    return {
+        "patch_size": is_whole_number(content.get("patch_size")),
+        "stride": is_whole_number(content.get("stride")),
+        "image_size": is_whole_number(content.get("image_size"), most=LARGEST_IMAGE),
+        "classes": are_names(content.get("classes")),
+        "raw": type(raw) is str and raw != "" and "\0" not in raw,
+        "counts": counts is None or _are_counts(counts),
+    }
+
+
+def is_whole_number(value: object, least: int = 1, most: int = LARGEST_NUMBER) -> bool:
+    """Whether a value from a file is a whole number within bounds; True and 1.0 are none."""
+    return type(value) is int and least <= value <= most
+
+
+def are_names(value: object) -> bool:
+    """Whether a value from a file is a list of names, each once, and at least one."""
+    if not isinstance(value, list) or not all(type(name) is str for name in value):
+        return False
+    return 0 < len(set(value)) == len(value)
+
+
+def _are_counts(value: object) -> bool:
+    """Whether this has numbers by the names of cities for each split."""
+    if not isinstance(value, dict) or value.keys() != set(SPLITS):
+        return False
+    return all(
+        isinstance(of_city, dict)
+        and all(is_whole_number(count, 0, LARGEST_NUMBER**2) for count in of_city.values())
+        for of_city in value.values()
+    )
+
+
+def _damaged(file: Path, why: str) -> InputError:
+    return InputError(
+        f"{printable(file)}: damaged, or not written by preprocessing.py ({why});"
+        " delete this file and run preprocessing.py again"
+    )
 
 
 def load_regions(root: str | Path, split: str | None = None) -> list[Region]:
-    """The rows of regions.csv, of one split or of all. InputError if they cannot be read."""
+    """The rows of regions.csv, of one split or of all. InputError if they cannot be right."""
     file = Path(root, REGIONS)
     # One object for equal values: a third of the memory of hundreds of thousands of rows.
     shared: dict[str | int, str | int] = {}
-    regions = []
-    try:
-        with open(file, newline="", encoding="utf-8") as lines:
-            for row in csv.DictReader(lines):
-                values = {
-                    column: int(text) if column in NUMBERS else text for column, text in row.items()
-                }
-                if split in (None, values["split"]):
-                    regions.append(
-                        Region(**{key: shared.setdefault(v, v) for key, v in values.items()})
-                    )
-    except NOT_READABLE as error:
-        raise _cannot_be_read(file, error) from None
-    return regions
+    arrays = set()  # of all splits: no array may be in two of them
+    names = set()
+
+    def keep(row: Mapping[str, str]) -> Region | None:
+        region = _region_of(row, file)
+        if region.file in arrays or region.region in names:
+            raise ValueError("a region or its file stands above")
+        arrays.add(region.file)
+        if split not in (None, region.split):
+            return None
+        names.add(region.region)
+        return Region._make(shared.setdefault(value, value) for value in region)
+
+    rows = _read_table(file, Region._fields, keep)
+    return [region for region in rows if region is not None]
+
+
+def _region_of(row: Mapping[str, str], file: Path) -> Region:
+    """A row of regions.csv. ValueError or InputError if it contradicts itself or leads outside."""
+    values = {
+        column: _whole_number(row, column) if column in NUMBERS else row[column]
+        for column in Region._fields
+    }
+    region = Region(**values)
+    if region.split not in ("train", "val", "test"):
+        raise ValueError(f"no split is called {printable(region.split[:40])}")
+    cities.check_name(region.city, f"{printable(file)}: city")
+    cities.check_name(region.site, f"{printable(file)}: site")
+    # What region_name and array_file put behind a raster's name may be beyond the longest name.
+    paths = {
+        "raster": region.raster,
+        "region": region.region.removesuffix(f".{region.split}"),
+        "file": region.file.removesuffix(f".{region.split}.npy"),
+    }
+    for column, path in paths.items():
+        cities.check_path(path, f"{printable(file)}: {column}")
+    if not all(path.startswith(f"{region.city}/") for path in (region.region, region.raster)):
+        raise ValueError("its region or its raster is none of its city")
+    return region
+
+
+def fault_of_region(region: Region, settings: Mapping[str, Any]) -> str | None:
+    """Say why a region cannot have been tiled with these settings; or None."""
+    rows = count_windows(region.height, settings["patch_size"], settings["stride"])
+    cols = count_windows(region.width, settings["patch_size"], settings["stride"])
+    if rows * cols == 0 or (region.rows, region.cols) != (rows, cols):
+        return (
+            f"has {region.rows} rows and {region.cols} cols, but {rows} and {cols} windows fit"
+            f" into its {region.height} x {region.width} pixels"
+        )
+    return None
 
 
 def load_test_b(root: str | Path, regions: Sequence[Region]) -> list[tuple[int, int, int]]:
     """The rows of test_b.csv: the region's place in `regions`, row, col.
 
-    InputError if they cannot be read, or name other regions.
+    InputError if they cannot be read, or name a patch twice or one that the regions have not.
     """
-    file = Path(root, TEST_B)
     number = {region.region: i for i, region in enumerate(regions)}
+    drawn = set()
+
+    def locate(row: Mapping[str, str]) -> tuple[int, int, int]:
+        if row["region"] not in number:
+            raise ValueError(f"{REGIONS} has no region {printable(row['region'][:200])} in test")
+        place = number[row["region"]]
+        patch = (place, _whole_number(row, "row"), _whole_number(row, "col"))
+        region = regions[place]
+        if patch[1] >= region.rows or patch[2] >= region.cols:
+            raise ValueError(f"its region has {region.rows} rows and {region.cols} cols")
+        if patch in drawn:
+            raise ValueError("a patch that stands above")
+        drawn.add(patch)
+        return patch
+
+    return list(_read_table(Path(root, TEST_B), ("region", "row", "col"), locate))
+
+
+def _read_table(
+    file: Path, columns: Sequence[str], parse: Callable[[Mapping[str, str]], Parsed]
+) -> Iterator[Parsed]:
+    """What parse makes of each row, {column: text}; its ValueErrors get the number of the line.
+
+    Other columns may follow. InputError if the file cannot be read.
+    """
     try:
         with open(file, newline="", encoding="utf-8") as lines:
-            return [
-                (number[row["region"]], int(row["row"]), int(row["col"]))
-                for row in csv.DictReader(lines)
-            ]
+            rows = csv.DictReader(lines, strict=True)
+            header = rows.fieldnames or ()
+            missing = [column for column in columns if header.count(column) != 1]
+            if missing:
+                raise ValueError(f"its header must have once each: {', '.join(missing)}")
+            for row in rows:
+                try:
+                    if None in row or None in row.values():
+                        raise ValueError("it has more or fewer fields than the header")
+                    yield parse(row)
+                except ValueError as error:
+                    raise ValueError(f"line {rows.line_num}: {error}") from None
     except NOT_READABLE as error:
         raise _cannot_be_read(file, error) from None
+
+
+def _whole_number(row: Mapping[str, str], column: str) -> int:
+    text = row[column]
+    if not (text.isascii() and text.isdigit() and int(text[:11]) <= LARGEST_NUMBER):
+        raise ValueError(f"its {column} is no whole number from 0 on: {printable(text[:40])}")
+    return int(text)
 
 
 def _cannot_be_read(file: Path, error: Exception) -> InputError:

@@ -68,7 +68,7 @@ def refuse_other_set(out: Path, settings: Mapping[str, int]) -> None:
     if next(records.load_all(out), None) is None:
         _refuse_files_of_others(out)
     if on_disk.is_finished(out):
-        refuse_other_settings(out, on_disk.load_description(out), settings)
+        refuse_other_settings(out, on_disk.load_description(out).settings, settings)
     for record in records.load_all(out):
         refuse_other_settings(out, record.settings, settings)
 

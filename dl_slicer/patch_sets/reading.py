@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dl_slicer import machine
+from dl_slicer import cities, machine
 from dl_slicer.cli import InputError, printable
 from dl_slicer.patch_sets import image_files, on_disk
 from dl_slicer.patch_sets.image_files import UnreadableImage
@@ -23,6 +23,9 @@ KEPT_BYTES = 64 * 2**20
 # Mean difference in grey levels between a stored patch and one cut anew. Less: resized by another
 # version of Pillow. More: the raster has changed.
 SAME_PICTURE = 4
+
+# Folders in a folder of JPEGs that are no cities: what systems put into archives and disks.
+NO_CITIES = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
 
 Indices = Sequence[int] | np.ndarray  # the numbers of patches in their split
 
@@ -73,10 +76,11 @@ class ArrayPatches:
         self.root = root
         self.split = split
         self.description = on_disk.load_description(root)
-        self.classes: list[str] = self.description["classes"]
-        self.patch_size: int = self.description["patch_size"]
-        self.stride: int = self.description["stride"]
-        self.image_size: int = self.description["image_size"]
+        self.settings = self.description.settings
+        self.classes = self.description.classes
+        self.patch_size = self.description.patch_size
+        self.stride = self.description.stride
+        self.image_size = self.description.image_size
         if image_size not in (None, self.image_size):
             raise InputError(
                 f"{printable(root)}: its patches are {self.image_size} pixels wide, {image_size}"
@@ -84,6 +88,7 @@ class ArrayPatches:
             )
         self.step = on_disk.scaled_stride(self.patch_size, self.stride, self.image_size)
         self.regions = on_disk.load_regions(root, split.removesuffix("_b"))
+        self._check_regions()
         counts = np.array([region.rows * region.cols for region in self.regions], dtype=np.int64)
         # In one row of all patches: where those of each region begin, and how many there are.
         self._first = np.concatenate([[0], np.cumsum(counts)])
@@ -91,9 +96,9 @@ class ArrayPatches:
         # Of test_b: which patches of that row.
         self._subset = self._load_test_b() if split == "test_b" else None
         self.labels = self._label_patches(counts)
+        self._check_counts()
         if not len(self):
             raise InputError(f"{printable(root)}: no patches in {split}")
-        self._check_files()
         machine.allow_open_files(len(self.regions))
         # Of all arrays. What read() remembers: maps that were used, bytes of them that may count
         # as memory by now, and whether the last batch had to come from a disk.
@@ -113,12 +118,6 @@ class ArrayPatches:
 
     def _label_patches(self, counts: np.ndarray) -> np.ndarray:
         number = {city: i for i, city in enumerate(self.classes)}
-        if not {region.city for region in self.regions} <= number.keys():
-            raise InputError(
-                f"{printable(self.root)}: {on_disk.REGIONS} has cities that"
-                f" {on_disk.DESCRIPTION} has not;"
-                " run preprocessing.py again"
-            )
         label_type = on_disk.label_type(self.classes)
         of_region = np.array([number[region.city] for region in self.regions], label_type)
         if self._subset is None:
@@ -127,16 +126,43 @@ class ArrayPatches:
         return of_region[region]
 
     def _array_bytes(self, region: Region) -> int:
-        return on_disk.array_bytes(region.rows, region.cols, self.description)
+        return on_disk.array_bytes(region.rows, region.cols, self.settings)
 
-    def _check_files(self) -> None:
+    def _check_regions(self) -> None:
+        if not {region.city for region in self.regions} <= set(self.classes):
+            raise InputError(
+                f"{printable(self.root)}: {on_disk.REGIONS} has cities that"
+                f" {on_disk.DESCRIPTION} has not;"
+                " run preprocessing.py again"
+            )
         # All of them when the set is opened: training is not to stop at one hours later.
         for region in self.regions:
-            file = self.root / region.file
-            if not file.is_file() or file.stat().st_size != self._array_bytes(region):
+            fault = on_disk.fault_of_region(region, self.settings)
+            if fault:
                 raise InputError(
-                    f"{printable(file)}: missing or not whole;"
+                    f"{printable(self.root / on_disk.REGIONS)}: {printable(region.region)} {fault};"
+                    " run preprocessing.py again"
+                )
+            file = f"{self.root}/{region.file}"
+            if not on_disk.is_array(file, region.rows, region.cols, self.settings):
+                raise InputError(
+                    f"{printable(file)}: missing or not whole; delete it if it is there, and"
                     " run preprocessing.py again, it makes only what is missing"
+                )
+
+    def _check_counts(self) -> None:
+        if self.description.counts is None:
+            return
+        counts = np.bincount(self.labels, minlength=len(self.classes)).tolist()
+        found = dict(zip(self.classes, counts, strict=True))
+        expected = self.description.counts[self.split]
+        for city in [*found, *expected]:
+            if found.get(city) != expected.get(city):
+                raise InputError(
+                    f"{printable(self.root)}: {on_disk.DESCRIPTION} counts"
+                    f" {expected.get(city, 'no')} patches of {printable(city[:200])}"
+                    f" in {self.split}, its tables have {found.get(city, 'no')};"
+                    " run preprocessing.py again"
                 )
 
     def __len__(self) -> int:
@@ -232,7 +258,7 @@ class ArrayPatches:
         x = region.x + col * self.stride
         y = region.y + row * self.stride
         stored = self.read([index])[0]
-        raw = Path(raw or self.root / self.description["raw"])
+        raw = Path(raw or self.root / self.description.raw)
         try:
             patch = _raster(raw / region.raster).crop(
                 (x, y, x + self.patch_size, y + self.patch_size)
@@ -259,8 +285,10 @@ class JpegPatches:
         if not folder.is_dir():
             raise InputError(f"{printable(folder)}: no such folder")
         # A city has the same number in every split, also where one of them lacks a city.
-        cities = {city for name in on_disk.SPLITS for city in _visible_folders(root / name)}
-        self.classes = sorted(cities)
+        names = {city for name in on_disk.SPLITS for city in _city_folders(root / name)}
+        self.classes = sorted(names)
+        for city in self.classes:
+            cities.check_name(city, f"{printable(root)}: folder")
         labels = []
         self.files: list[Path] = []
         for label, city in enumerate(self.classes):
@@ -301,10 +329,14 @@ class JpegPatches:
 PatchSet = ArrayPatches | JpegPatches
 
 
-def _visible_folders(folder: Path) -> list[str]:
+def _city_folders(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
-    return [path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
+    return [
+        path.name
+        for path in folder.iterdir()
+        if path.is_dir() and path.name[0] != "." and path.name not in NO_CITIES
+    ]
 
 
 def _images(folder: Path) -> list[Path]:

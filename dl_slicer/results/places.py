@@ -18,7 +18,7 @@ from tqdm import tqdm
 from dl_slicer.cities import city_code
 from dl_slicer.cli import InputError, printable
 from dl_slicer.files import write_rows
-from dl_slicer.model import devices
+from dl_slicer.model import devices, evaluation
 from dl_slicer.model.checkpoints import Checkpoint
 from dl_slicer.patch_sets import image_files, transforms
 from dl_slicer.patch_sets.image_files import UnreadableImage
@@ -269,5 +269,6 @@ def classify(
             batch = rasters.cut_windows(pixels, corners[i : i + batch_size], windows.size)
             images = transforms.normalise(batch.to(device), checkpoint.mean, checkpoint.std)
             logits = model(images).float()
+            evaluation.check_finite(logits, dtype)
             probabilities.append(devices.to_cpu(logits.softmax(1)).double())
     return corners, torch.cat(probabilities).numpy()

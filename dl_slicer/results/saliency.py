@@ -20,7 +20,7 @@ import relevance_cam
 from dl_slicer.cities import city_code
 from dl_slicer.cli import InputError, printable
 from dl_slicer.files import atomic, write_rows
-from dl_slicer.model import devices
+from dl_slicer.model import devices, evaluation
 from dl_slicer.model.checkpoints import Checkpoint
 from dl_slicer.patch_sets import image_files, transforms
 from dl_slicer.patch_sets.image_files import UnreadableImage
@@ -96,6 +96,7 @@ def explain(
         images = _read(patch_set, chosen[i : i + BATCH_SIZE], checkpoint, device)
         for name, method in methods.items():
             maps, scores = method(images, target)
+            evaluation.check_finite(scores, scores.dtype)
             for layer, values in maps.items():
                 parts[name].setdefault(layer, []).append(devices.to_cpu(values.float()))
         # All methods give the same logits.
@@ -321,6 +322,7 @@ def explain_raster(
         maps, probability, explained = rasters.blend(
             method, pixels, windows.size, windows.step, prepare, target, show_progress
         )
+        evaluation.check_finite(torch.from_numpy(probability), torch.float32)
         title = f"{printable(file.name)}: {name} for {classes[explained]}"
         figure = out / f"{file.stem}_{name}.jpg"
         page = raster_figures.raster_figure(raster, probability, codes, title, maps)

@@ -89,6 +89,19 @@ def test_class_names_come_from_the_data_set(tmp_path, capsys):
         )
 
 
+@pytest.mark.parametrize(
+    "name", ["../../../X", "/elsewhere/X", "..", ".", "", "a\nb", "a\x1b[31m", "x" * 201]
+)
+def test_a_class_that_no_folder_can_be_called_is_refused(tmp_path, name):
+    """Results are written into folders of these names."""
+    for content in (
+        tiny_checkpoint(classes=["Aa (AAA)", "Bb", name]),
+        {"model": tiny_state(), "classes": ["Aa (AAA)", "Bb", name]},
+    ):
+        said = refusal(checkpoints.read_file, saved(tmp_path / "best.pth", content))
+        assert "best.pth: class " in said
+
+
 def test_numbers_that_are_none(tmp_path, resnet18):
     state = {**resnet18.state_dict(), "layer3.1.bn2.running_var": torch.full((256,), float("nan"))}
     assert "damaged, layer3.1.bn2.running_var has values that are not finite" in refusal(

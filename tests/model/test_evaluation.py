@@ -8,8 +8,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import test_classification
+from dl_slicer.cli import InputError
 from dl_slicer.model import checkpoints, evaluation, networks
 from dl_slicer.patch_sets import reading, transforms
+from relevance_cam import __main__ as relevance_cam
 
 SETUP = evaluation.Setup(torch.device("cpu"))
 
@@ -58,3 +60,27 @@ def test_tta_is_the_mean_over_the_eight_symmetries(data, finished, tmp_path):
     assert metrics["tta"]
     accuracy = (logits.argmax(1).numpy() == patch_set.labels).mean()
     assert metrics["accuracy"] == pytest.approx(accuracy)
+
+
+def test_a_network_that_overflows_is_refused_before_anything_is_written(data, finished, tmp_path):
+    """NaN has a likeliest city, too: 'nan % (100 %)'."""
+    content = torch.load(finished / "best.pth", weights_only=True)
+    weight = content["model"]["fc.weight"]
+    content["model"]["fc.weight"] = torch.full_like(weight, 3e38)
+    torch.save(content, tmp_path / "best.pth")
+    raster = data.parent / "raw" / "Cc (CCC)" / "site2" / "2020.png"
+    out = tmp_path / "out"
+    flags = ["--checkpoint", tmp_path / "best.pth", "--data", data, "--out", out]
+    calls = [
+        (test_classification.main, ["--amp", "off"], "float32; take another checkpoint"),
+        (test_classification.main, ["--amp", "bf16"], "bfloat16; try --amp off"),
+        (test_classification.main, ["--amp", "off", "--images", raster], "float32"),
+        (relevance_cam.main, ["--per-city", 1], "float32"),
+        (relevance_cam.main, ["--raster", raster], "float32"),
+        (relevance_cam.main, ["--raster", raster, "--target", "AAA"], "float32"),
+    ]
+    for main, more, said in calls:
+        with pytest.raises(InputError, match=f"--checkpoint: .* not finite in {said}"):
+            main([str(flag) for flag in (*flags, *more)])
+    # But a lock, perhaps.
+    assert not [path for path in out.rglob("[!.]*") if path.is_file()]

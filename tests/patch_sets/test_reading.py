@@ -251,6 +251,25 @@ def test_every_split_of_a_folder_numbers_the_classes_alike(preprocess, tmp_path)
         reading.open_split(jpegs, "test")
 
 
+@pytest.mark.parametrize("name", sorted(reading.NO_CITIES))
+def test_what_a_system_leaves_in_a_folder_of_jpegs_is_no_class(preprocess, tmp_path, name):
+    make_raw(tmp_path / "raw")
+    jpegs = copy_jpegs(preprocess("--jpegs"), tmp_path / "published")
+    for folder in (jpegs, jpegs / "train", jpegs / "test"):
+        (folder / name).mkdir()
+        shutil.copy(next((jpegs / "val").rglob("*.jpg")), folder / name / "a.jpg")
+    for split in on_disk.SPLITS:
+        assert reading.open_split(jpegs, split).classes == ["Aa (AAA)", "Bb (BBB)"]
+
+
+def test_a_folder_of_jpegs_whose_name_no_city_can_have_is_refused(preprocess, tmp_path):
+    make_raw(tmp_path / "raw")
+    jpegs = copy_jpegs(preprocess("--jpegs"), tmp_path / "published")
+    (jpegs / "train" / "C\nc").mkdir()
+    with pytest.raises(InputError, match=r"published: folder 'C\\nc': its name has a line break"):
+        reading.open_split(jpegs, "test")
+
+
 def test_a_broken_jpeg_is_named(preprocess, tmp_path):
     make_raw(tmp_path / "raw")
     jpegs = copy_jpegs(preprocess("--jpegs"), tmp_path / "published")
