@@ -3,7 +3,6 @@
 import csv
 import os
 import platform
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -11,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
-from dl_slicer.cli import InputError, printable
+from dl_slicer.cli import InputError, printable, warn
 
 try:
     import fcntl
@@ -139,7 +138,7 @@ def _take_lock(folder: Path, shared: bool, if_busy: Callable[[IO], None]) -> IO 
     if_busy: called with the file if others hold it; once it returns, they are waited for.
     """
     if fcntl is None:
-        _say_once(f"this system has no locks: {NO_LOCKS}")
+        _warn_once(f"this system has no locks: {NO_LOCKS}")
         return None
     how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     path = folder / ".lock"
@@ -153,7 +152,7 @@ def _take_lock(folder: Path, shared: bool, if_busy: Callable[[IO], None]) -> IO 
                 if_busy(file)
                 fcntl.flock(file, how)
             except OSError as error:
-                _say_once(f"{printable(folder)}: no locks here ({error.strerror}): {NO_LOCKS}")
+                _warn_once(f"{printable(folder)}: no locks here ({error.strerror}): {NO_LOCKS}")
                 return None
             if _is_file_at(path, file):
                 stack.pop_all()
@@ -168,9 +167,7 @@ def _is_file_at(path: Path, file: IO) -> bool:
         return False
 
 
-@cache
-def _say_once(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+_warn_once = cache(warn)
 
 
 def _let_go_in_child() -> None:
