@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dl_slicer import cli
+from dl_slicer import cli, files
 from dl_slicer.model import architectures, flags
 from dl_slicer.training import recipes, schedules
 
@@ -194,8 +194,18 @@ def without_resume(argv: Sequence[str]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train: open the data, begin or resume the run, for each epoch train, validate, save."""
+    """Train in a folder that no other process writes into meanwhile."""
     args = read_flags(argv)
+    given = without_resume(sys.argv[1:] if argv is None else argv)
+    with files.hold(args.out):
+        train_run(args, given)
+
+
+def train_run(args: argparse.Namespace, given: list[str]) -> None:
+    """Open the data, begin or resume the run, for each epoch train, validate, save.
+
+    given: the flags as they were typed.
+    """
     # Here, since torch takes seconds to import, and a mistyped flag is told before.
     from dl_slicer import distributed
     from dl_slicer.model import evaluation
@@ -208,9 +218,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     setup = evaluation.Setup(device, dtype, workers=workers)
     run = runs.begin_or_resume(args, train, val, device, dtype)
     stop = signals.catch_signals()
-    runs.start_writing(run, without_resume(sys.argv[1:] if argv is None else argv), device)
+    runs.start_writing(run, given, device)
     network = preparing.trainable(run.model, device, args.compile)
-    distributed.print_once(preparing.describe(args, setup, train, val))
+    run.say(preparing.describe(args, setup, train, val))
 
     started = time.time()
     while run.epoch < args.epochs:
@@ -223,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             scores = evaluation.score(run.result, val, setup, "validation", stop)
         if scores is None:  # a signal has come
             run.save("last.pth")
-            distributed.print_once(
+            run.say(
                 f"stopped in epoch {run.epoch + 1} after step {run.step} of {len(order)};"
                 " the same command with --resume goes on there"
             )
@@ -237,8 +247,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             run.save("last.pth")
         if distributed.RANK == 0:
             history.write_history(run.folder, run.history)
-        distributed.print_once(history.describe(run.history[-1], args.epochs, is_best))
-    distributed.print_once(
+        run.say(history.describe(run.history[-1], args.epochs, is_best))
+    run.say(
         f"{run.folder}: best.pth is epoch {run.best['epoch']}"
         f" (val accuracy {run.best['val_accuracy']:.4f});"
         f" also last.pth, log.csv, curves.png, config.json; {time.time() - started:.0f} s"
@@ -247,4 +257,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, again="the same command with --resume")

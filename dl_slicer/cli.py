@@ -5,9 +5,11 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
-MAKE_ROOM = "make room and run the same command again"
+MAKE_ROOM = "make room and run {again} again"
 CHANGE_PERMISSIONS = "change its permissions or choose another"
 MOVE_FILE = "a file is in the way; move it or choose another folder"
 DISK_FAILS = "the disk or its connection fails"
@@ -27,7 +29,10 @@ REFUSALS = {
     errno.EISDIR: "a folder is in the way; move it",
     errno.EIO: DISK_FAILS,
     errno.ESTALE: DISK_FAILS,
+    errno.EPIPE: "what read the output has ended; send it into a file",
 }
+
+warnings: list[str] = []  # what warn() said and nobody has written into a file yet
 
 
 class InputError(Exception):
@@ -72,13 +77,23 @@ def program_name() -> str:
     return f"python -m {specification.name.removesuffix('.__main__')}"
 
 
-def run(main: Callable[[], None]) -> None:
+def run(
+    main: Callable[[], None],
+    again: str = "the same command",
+    interrupted: str = "what was finished is kept, {again} goes on from there",
+) -> None:
     """Call main() and exit: 0 done, 2 the input is wrong, 1 anything else.
 
     Wrong input gives a line (or several, one a fault) on stderr; other errors keep their traceback.
+    again: what goes on where this call has stopped. interrupted: what is said of a Ctrl-C.
     """
-    # A city's name is no reason to fail on a terminal that cannot show it.
-    sys.stdout.reconfigure(errors="backslashreplace")
+    if sys.stdout is not None:
+        # A city's name is no reason to fail on a terminal that cannot show it.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    else:  # it was closed before the start, and the next file that is opened would be in its place
+        os.open(os.devnull, os.O_WRONLY)
+    if sys.stderr is None:
+        sys.stderr = _into_nothing()
     try:
         main()
     except InputError as error:
@@ -87,13 +102,49 @@ def run(main: Callable[[], None]) -> None:
         if error.errno not in REFUSALS:
             raise
         where = printable(error.filename or "writing an output")
-        sys.exit(_refuse(f"{where}: {error.strerror}; {REFUSALS[error.errno]}"))
+        what_to_do = REFUSALS[error.errno].format(again=again)
+        if error.errno == errno.EPIPE:
+            _let_go(sys.stdout)  # Python would try it once more at the end
+        sys.exit(_refuse(f"{where}: {error.strerror}; {what_to_do}"))
     except KeyboardInterrupt:
-        print(
-            "interrupted; what was finished is kept, the same command goes on from there",
-            file=sys.stderr,
-        )
+        print(f"interrupted; {interrupted.format(again=again)}", file=sys.stderr)
         sys.exit(1)
+
+
+def say(line: str) -> None:
+    """Print a line at once. Where stdout cannot be written, the work goes on without.
+
+    That is said on stderr, once, and noted in `warnings`.
+    """
+    try:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, "it was closed before the start")
+        print(line, flush=True)
+    except OSError as error:
+        _let_go(sys.stdout)
+        warn(f"nothing more on stdout ({error.strerror}); the work goes on")
+
+
+def warn(warning: str) -> None:
+    """Say a line on stderr, if that can be written, and note it in `warnings`."""
+    warnings.append(warning)
+    try:
+        print(f"{program_name()}: {warning}", file=sys.stderr, flush=True)
+    except OSError:
+        _let_go(sys.stderr)
+
+
+def _into_nothing() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")
+
+
+def _let_go(stream: TextIO | None) -> None:
+    """Have what is written to a stream from now on, and what it still holds, go nowhere."""
+    if stream is None:
+        sys.stdout = _into_nothing()
+        return
+    with _into_nothing() as nowhere, suppress(OSError, ValueError):  # a stream without a file
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _refuse(message: str) -> int:

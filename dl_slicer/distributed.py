@@ -7,7 +7,8 @@ import os
 
 import torch
 import torch.distributed as dist
-from torch import nn
+
+from dl_slicer import cli
 
 RANK = int(os.environ.get("RANK", 0))
 WORLD = int(os.environ.get("WORLD_SIZE", 1))
@@ -32,7 +33,7 @@ def join(device: str) -> str:
 def print_once(line: str) -> None:
     """Print a line at once, by one process for all."""
     if RANK == 0:
-        print(line, flush=True)
+        cli.say(line)
 
 
 def leave() -> None:
@@ -61,14 +62,15 @@ def total(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def average_batch_norm(model: nn.Module) -> None:
-    """Give batch norm's running averages in all processes the mean of them.
+def of_each_process(tensor: torch.Tensor) -> torch.Tensor:
+    """Give the tensors of all processes, (WORLD, *shape), on the CPU. All must call it."""
+    each = [torch.empty_like(tensor) for _ in range(WORLD)]
+    dist.all_gather(each, tensor)
+    return torch.stack(each)
 
-    Before, each process has the averages of its own share of the batches.
-    """
-    if WORLD == 1:
-        return
-    for buffer in model.buffers():
-        if buffer.is_floating_point():
-            dist.all_reduce(buffer)
-            buffer /= WORLD
+
+def average(tensor: torch.Tensor) -> None:
+    """Give a tensor in all processes the mean of them, in place. All must call it."""
+    if WORLD > 1:
+        dist.all_reduce(tensor)
+        tensor /= WORLD

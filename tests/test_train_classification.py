@@ -23,8 +23,8 @@ from training_runs import assert_same, load
 import test_classification
 import train_classification
 from dl_slicer.cli import InputError, run
-from dl_slicer.model import evaluation
-from dl_slicer.training import epochs
+from dl_slicer.model import checkpoints, evaluation
+from dl_slicer.training import epochs, runs
 
 ROOT = Path(__file__).parent.parent
 # Children are forked from a server that has imported torch but computed nothing: they start in
@@ -233,7 +233,7 @@ def test_a_run_is_not_mixed_with_another(data, finished, more, said):
 # ------------------------------------------------------------------------------ several processes
 
 
-def torchrun(*command):
+def torchrun(*command, code=0):
     done = subprocess.run(
         [
             sys.executable,
@@ -249,7 +249,7 @@ def torchrun(*command):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         timeout=300,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     return done.stdout
 
 
@@ -310,6 +310,75 @@ def test_two_processes_train_like_one(data, tmp_path, average):
         for key in ("train_loss", "val_loss"):
             assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-4)
     assert float(one[1]["train_loss"]) != float(one[0]["train_loss"])
+
+
+STOPPED = """
+import sys
+sys.path.insert(0, ".")
+import train_classification
+from dl_slicer.cli import run
+from dl_slicer.training import signals
+
+asked = []
+
+
+def stop():
+    asked.append(None)
+    return len(asked) == 20
+
+
+signals.catch_signals = lambda: stop
+run(train_classification.main)
+"""
+
+
+def test_two_processes_go_on_to_the_same_bits(data, tmp_path):
+    """Saved within epochs, and stopped within the second one, of 15 steps each."""
+    script = tmp_path / "stopped.py"
+    script.write_text(STOPPED)
+    more = ["--average", "1"]
+    torchrun("train_classification.py", *flags(data, tmp_path / "whole", *more))
+    stopped = flags(data, tmp_path / "stopped", *more, "--save-every", "4")
+    torchrun(script, *stopped, code=1)
+    last = load(tmp_path / "stopped" / "last.pth")
+    assert (last["epoch"], last["step"]) == (1, 4)
+    torchrun("train_classification.py", *stopped, "--resume")
+    assert_same(tmp_path / "whole", tmp_path / "stopped")
+    assert load(tmp_path / "whole" / "last.pth")["args"]["processes"] == 2
+
+
+def without_processes(run):
+    """Make a run one of before its checkpoints knew how many processes had trained it."""
+    for name in ("last.pth", "best.pth"):
+        checkpoint = load(run / name)
+        del checkpoint["args"]["processes"]
+        torch.save(checkpoint, run / name)
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_another_number_of_processes_is_refused(data, finished, tmp_path, monkeypatch, is_old):
+    """An older checkpoint does not say how many there were, the config.json beside it does."""
+    shutil.copytree(finished, tmp_path / "run")
+    if is_old:
+        without_processes(tmp_path / "run")
+    # As a run of two would see it; the flag decides before any process is waited for.
+    monkeypatch.setattr(runs, "WORLD", 2)
+    with pytest.raises(InputError, match="processes was 1, is 2"):
+        train_classification.main(flags(data, tmp_path / "run", "--resume"))
+
+
+@pytest.mark.parametrize("config", [None, "{", "[]", '{"processes": "2"}'])
+def test_a_run_of_an_unknown_number_of_processes_goes_on(data, finished, tmp_path, capsys, config):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    without_processes(run)
+    (run / "config.json").unlink()
+    if config is not None:
+        (run / "config.json").write_text(config)
+    train_classification.main(flags(data, run, "--resume"))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "not known" in line]
+    assert "going on with 1" in line
+    assert json.loads((run / "config.json").read_text())["processes"] == 1
 
 
 def test_torchrun_leaves_every_flag_to_the_script(capsys):
@@ -420,3 +489,67 @@ def test_a_full_device_is_one_line_and_the_run_is_kept(
     assert "--batch-size 16" in str(error.value)
     train_classification.main(flags(data, tmp_path / "run", "--resume"))
     assert_same(finished, tmp_path / "run")
+
+
+@pytest.mark.parametrize("save_every", [[], ["--save-every", "1"]])
+def test_nothing_is_saved_once_the_loss_is_not_finite(data, tmp_path, monkeypatch, save_every):
+    """In an epoch too short for the check that is made now and then."""
+    monkeypatch.setattr(epochs, "SECONDS_BETWEEN_CHECKS", 1e9)
+    out = tmp_path / "run"
+    astray = ["--optimizer", "sgd", "--lr", "100", "--epochs", "1", *save_every]
+    with pytest.raises(InputError, match=r"no longer finite in epoch 1.*--lr than 100"):
+        train_classification.main(flags(data, out, *astray))
+    assert not (out / "best.pth").exists()
+    assert (out / "last.pth").exists() == bool(save_every)
+    if save_every:
+        checkpoints.load_checkpoint(out / "last.pth")  # of a step before
+
+
+def test_a_loss_that_is_infinite_in_validation_alone_is_not_best(data, tmp_path, monkeypatch):
+    def infinite(model, val, *_, **__):
+        return torch.full((len(val), 2), float("inf"))
+
+    monkeypatch.setattr(evaluation, "score", infinite)
+    with pytest.raises(InputError, match="no longer finite in epoch 1"):
+        train_classification.main(flags(data, tmp_path / "run"))
+    assert not list((tmp_path / "run").glob("*.pth"))
+
+
+# ------------------------------------------------------------------------- two at once, lost output
+
+
+def test_a_second_training_in_the_same_folder_is_refused(data, finished, tmp_path):
+    """Also with --resume; once the first is killed, the next goes on with what it has saved."""
+    out = tmp_path / "shared"
+    first = begin(data, out, "--save-every", "1")
+    config = (out / "config.json").read_text()
+    for more in ([], ["--resume"]):
+        with pytest.raises(InputError, match=f"process {first.pid} on ") as error:
+            train_classification.main(flags(data, out, "--seed", "7", *more))
+        assert "\n" not in str(error.value)
+    assert (out / "config.json").read_text() == config
+    first.kill()
+    first.join()
+    train_classification.main(flags(data, out, "--resume"))
+    assert_same(finished, out)
+
+
+@pytest.mark.parametrize("redirect", [">&-", ">&- 2>&-", "| true"])
+def test_training_goes_on_where_nobody_reads_its_output(data, finished, tmp_path, redirect):
+    out = tmp_path / "run"
+    command = ["train_classification.py", *flags(data, out, "--epochs", "1")]
+    done = subprocess.run(
+        ["bash", "-c", f'set -o pipefail; "$@" {redirect}', "bash", sys.executable, *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert read_rows(out / "log.csv") == read_rows(finished / "log.csv")[:1]
+    assert load(out / "last.pth")["epoch"] == load(out / "best.pth")["epoch"] == 1
+    warnings = (out / "warnings.txt").read_text()
+    assert warnings.count("\n") == 1
+    assert "nothing more on stdout" in warnings
+    assert done.stderr.count("\n") == (0 if "2>" in redirect else 1)
+    if done.stderr:
+        assert "nothing more on stdout" in done.stderr

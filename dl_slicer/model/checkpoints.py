@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.models import ResNet
 
 from dl_slicer import cities
-from dl_slicer.cli import InputError, printable
+from dl_slicer.cli import InputError, printable, say
 from dl_slicer.distributed import RANK
 from dl_slicer.files import atomic
 from dl_slicer.model import architectures, foreign_checkpoints, networks, own_files, pickles
@@ -61,7 +61,7 @@ def initial_network(arch: str, classes: int, weights: str = "none") -> ResNet:
     outputs = state["fc.weight"].shape[0]
     if outputs != classes:
         if RANK == 0:
-            print(
+            say(
                 f"--weights {printable(weights)}: its last layer has {outputs} classes,"
                 f" a new one with {classes} takes its place"
             )

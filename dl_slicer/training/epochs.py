@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from dl_slicer.cli import InputError
 from dl_slicer.distributed import RANK, WORLD
 from dl_slicer.model import devices
 from dl_slicer.model.evaluation import Setup
@@ -38,6 +37,7 @@ def train_epoch(
     InputError if the loss is no longer finite, or the device's memory is too small.
     """
     steps, batch_size = order.shape
+    first_step = run.step
     network.train()
     totals = _on_device(run.totals, setup.device)
     checked_at = 0.0
@@ -65,7 +65,9 @@ def train_epoch(
                 run.totals = _fetched(totals, run.step * batch_size)
                 run.save("last.pth")
     run.totals = _fetched(totals, run.step * batch_size)
-    run.average_batch_norms()
+    # Only where the epoch ends, and once: a run that was stopped must come to the same bits.
+    if first_step < run.step == steps:
+        run.average_batch_norms()
 
 
 def _on_device(totals: Totals, device: torch.device) -> Tensor:
@@ -147,11 +149,10 @@ def _check_and_show(run: Run, totals: Tensor, patches: int, bar: tqdm) -> None:
 
     patches: of this process, to which the totals belong.
     """
+    # One process for all: where the loss of another one is infinite, so are the gradients of all.
+    if RANK != 0:
+        return
     if not totals.isfinite().all():
-        raise InputError(
-            f"the loss is no longer finite in epoch {run.epoch + 1}, step {run.step}:"
-            f" take a smaller --lr than {run.args.lr}"
-        )
-    if RANK == 0:
-        loss, correct = (devices.to_cpu(totals) / patches).tolist()
-        bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{correct:.3f}")
+        run.refuse_overflow()
+    loss, correct = (devices.to_cpu(totals) / patches).tolist()
+    bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{correct:.3f}")

@@ -1,7 +1,10 @@
 """A training run: how far it is, how it begins or goes on, and what it writes."""
 
 import json
+import math
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from dl_slicer import distributed, versions
+from dl_slicer import cli, distributed, versions
 from dl_slicer.cli import InputError, printable
 from dl_slicer.distributed import RANK, WORLD
 from dl_slicer.files import atomic, clear_leftovers
@@ -67,19 +70,48 @@ class Run:
         """Where the run is written."""
         return Path(self.args.out)
 
+    @property
+    def is_within_epoch(self) -> bool:
+        """Whether each process has batch norm's running averages and sums of its own."""
+        return WORLD > 1 and self.step > 0
+
+    def running_averages(self) -> list[Tensor]:
+        """Give the tensors of batch norm that each process has of its own within an epoch."""
+        models = [self.model, self.average.module] if self.average else [self.model]
+        buffers = [buffer for model in models for buffer in model.buffers()]
+        return [buffer for buffer in buffers if buffer.is_floating_point()]
+
     def average_batch_norms(self) -> None:
-        """Put together the running averages of batch norm, which each process has of its own."""
-        distributed.average_batch_norm(self.model)
-        if self.average:
-            distributed.average_batch_norm(self.average.module)
+        """Put together batch norm's running averages, each of its process's share of batches."""
+        for buffer in self.running_averages():
+            distributed.average(buffer)
+
+    def refuse_overflow(self) -> None:
+        """InputError that ends a run whose numbers are no longer finite."""
+        raise InputError(
+            f"the loss is no longer finite in epoch {self.epoch + 1}, step {self.step}:"
+            f" take a smaller --lr than {self.args.lr}"
+        )
+
+    def say(self, line: str) -> None:
+        """Print a line, by one process for all. If stdout is lost, warnings.txt says so."""
+        distributed.print_once(line)
+        if RANK == 0 and cli.warnings:
+            with open(self.folder / "warnings.txt", "a", encoding="utf-8") as file:
+                for warning in cli.warnings:
+                    file.write(f"epoch {self.epoch + 1}, step {self.step}: {warning}\n")
+            cli.warnings.clear()
 
     def finish_epoch(self, scores: Tensor) -> bool:
         """Record the epoch whose steps are all done. Give whether it is the best so far.
 
         scores: the loss of each val patch, and whether it is right, as evaluation.score gives it.
+        InputError if a loss is not finite.
         """
         totals = self.totals.of_all_processes()
         val_loss, val_accuracy = scores.numpy().mean(0, dtype=float).tolist()
+        if not math.isfinite(totals.loss) or not math.isfinite(val_loss):
+            self.refuse_overflow()
         self.epoch += 1
         self.step = 0
         self.totals = Totals()
@@ -99,11 +131,20 @@ class Run:
         return is_best
 
     def save(self, *names: str) -> None:
-        """Write a checkpoint under each of these names. All processes must call it."""
-        self.average_batch_norms()
+        """Write a checkpoint under each of these names. All processes must call it.
+
+        The run is left as it was, so that saving changes no result. InputError, and nothing is
+        written, if the loss or the weights are not finite: nobody could read that again.
+        """
+        of_each_process = _own_states(self) if self.is_within_epoch else {}
         totals = self.totals.of_all_processes()
-        if RANK != 0:
-            return
+        with _averaged_within_epoch(self):
+            if not math.isfinite(totals.loss) or not _is_finite({self.model, self.result}):
+                self.refuse_overflow()
+            if RANK == 0:
+                self._write(names, totals, of_each_process)
+
+    def _write(self, names: tuple[str, ...], totals: Totals, of_each_process: dict) -> None:
         checkpoint = Checkpoint(
             model=self.result.state_dict(),
             weights=self.model.state_dict() if self.average else None,
@@ -113,6 +154,7 @@ class Run:
                 "history": self.history,
                 "best": self.best,
                 "sums": [totals.loss, totals.correct, totals.patches],
+                **of_each_process,
             },
             optimizer=self.optimizer.state_dict(),
             rng=torch.get_rng_state(),
@@ -121,6 +163,39 @@ class Run:
         )
         for name in names:
             checkpoints.save_checkpoint(self.folder / name, checkpoint)
+
+
+def _own_states(run: Run) -> dict[str, dict]:
+    """Give what each process has of its own within an epoch, as metrics of a checkpoint keep it."""
+    averages_of_process = torch.cat([each.flatten().cpu() for each in run.running_averages()])
+    sums = torch.tensor([run.totals.loss, run.totals.correct], dtype=torch.float64)
+    return {
+        "of_each_process": {
+            "batch_norms": distributed.of_each_process(averages_of_process),
+            "sums": distributed.of_each_process(sums).tolist(),
+        }
+    }
+
+
+@contextmanager
+def _averaged_within_epoch(run: Run) -> Iterator[None]:
+    """Put together batch norm's running averages, and give each process its own back."""
+    if not run.is_within_epoch:
+        yield
+        return
+    buffers = run.running_averages()
+    own = [buffer.clone() for buffer in buffers]
+    run.average_batch_norms()
+    try:
+        yield
+    finally:
+        for buffer, value in zip(buffers, own, strict=True):
+            buffer.copy_(value)
+
+
+def _is_finite(models: set[nn.Module]) -> bool:
+    tensors = [tensor for model in models for tensor in model.state_dict().values()]
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def begin_or_resume(
@@ -136,9 +211,7 @@ def begin_or_resume(
     run.description["args"] = settings(args, decisive)
     if previous:
         restore(run, previous, train)
-        distributed.print_once(
-            f"{run.folder}: going on at epoch {run.epoch + 1}, step {run.step + 1}"
-        )
+        run.say(f"{run.folder}: going on at epoch {run.epoch + 1}, step {run.step + 1}")
     return run
 
 
@@ -154,6 +227,7 @@ def decisive_settings(
         names.append("epochs")
     return {name: getattr(args, name) for name in names} | {
         "dtype": str(dtype).removeprefix("torch."),
+        "processes": WORLD,  # each has batch norm's statistics of its own share of a batch
         "data_set": {
             "classes": list(train.classes),
             "patch_size": train.patch_size,
@@ -193,7 +267,13 @@ def find_previous(args: Namespace, decisive: dict[str, object]) -> Checkpoint | 
             f"{printable(file)}: no checkpoint of train_classification.py that can be gone on with"
         )
     # Before there were recipes, all runs were trained by the published one.
-    before = recipes.RECIPES["published"] | previous.args
+    before = recipes.RECIPES["published"] | {"processes": processes_of(folder)} | previous.args
+    if before["processes"] is None:
+        distributed.print_once(
+            f"{printable(folder)}: how many processes have trained it so far is not known;"
+            f" going on with {WORLD}"
+        )
+        before["processes"] = WORLD
     changes = [
         f"{name} was {printable(before.get(name))}, is {printable(value)}"
         for name, value in decisive.items()
@@ -209,6 +289,18 @@ def find_previous(args: Namespace, decisive: dict[str, object]) -> Checkpoint | 
             f" --epochs {args.epochs} is fewer"
         )
     return previous
+
+
+def processes_of(folder: Path) -> int | None:
+    """Give how many processes trained a run, by its config.json; None if that does not say.
+
+    Checkpoints before version 2 do not know it.
+    """
+    with suppress(OSError, ValueError):  # there is none, or it is damaged
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if isinstance(config, dict) and type(config.get("processes")) is int:
+            return config["processes"]
+    return None
 
 
 def begin(args: Namespace, train: PatchSet, device: torch.device, weights: str) -> Run:
@@ -261,6 +353,17 @@ def restore(run: Run, previous: Checkpoint, train: PatchSet) -> None:
     loss, correct, patches = previous.metrics["sums"]
     # They are of all processes, so that one of them takes them over.
     run.totals = Totals(loss, correct, patches) if RANK == 0 else Totals(patches=patches)
+    if "of_each_process" in previous.metrics:
+        _restore_own_state(run, previous.metrics["of_each_process"], patches)
+
+
+def _restore_own_state(run: Run, of_each_process: dict, patches: int) -> None:
+    own = of_each_process["batch_norms"][RANK]
+    buffers = run.running_averages()
+    parts = own.split([buffer.numel() for buffer in buffers])
+    for buffer, part in zip(buffers, parts, strict=True):
+        buffer.copy_(part.view(buffer.shape))
+    run.totals = Totals(*of_each_process["sums"][RANK], patches)
 
 
 def start_writing(run: Run, given: list[str], device: torch.device) -> None:
@@ -270,7 +373,6 @@ def start_writing(run: Run, given: list[str], device: torch.device) -> None:
     """
     if RANK != 0:
         return
-    run.folder.mkdir(parents=True, exist_ok=True)
     clear_leftovers(run.folder)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     config = {
@@ -278,7 +380,6 @@ def start_writing(run: Run, given: list[str], device: torch.device) -> None:
         "given": given,
         "device_name": name,
         "threads": torch.get_num_threads(),
-        "processes": WORLD,
         "versions": versions.installed(),
     }
     with atomic(run.folder / "config.json", "w", encoding="utf-8") as file:
