@@ -1,11 +1,19 @@
-"""What a city is called, and the colour it has on every figure."""
+"""What a city is called, which names are none, and the colour a city has on every figure."""
 
 import colorsys
 import difflib
 import re
+import unicodedata
 from collections.abc import Sequence
+from pathlib import PurePath
 
 from dl_slicer.cli import InputError, printable
+
+# Longest name in bytes. File systems take 255; the rest is for what we put before and after it.
+LONGEST_NAME = 200
+
+# Unicode's categories of characters that end a line or steer a terminal.
+CONTROL = {"Cc", "Zl", "Zp"}
 
 OTHERS = (150, 150, 150)  # the grey of cities that a legend does not name
 
@@ -29,6 +37,43 @@ COLOURS = (
     (180, 0, 60),
 )
 # fmt: on
+
+
+def check_name(name: str, what: str) -> None:
+    """InputError unless a file or a folder can have this name, wherever it comes from.
+
+    It must be one name and no path, have no control characters and at most LONGEST_NAME bytes:
+    names come from folders and files that others wrote, and we make files of them.
+    what: for the message, such as "regions.csv: city".
+    """
+    _refuse_fault(fault_of_name(name), name, what)
+
+
+def check_path(path: str, what: str) -> None:
+    """InputError unless this is a relative path of such names, which stays inside its folder."""
+    faults = (fault_of_name(name) for name in path.split("/"))
+    _refuse_fault(next(filter(None, faults), None), path, what)
+
+
+def fault_of_name(name: str) -> str | None:
+    """Say why no file or folder can have this name, for a line that begins with it; or None."""
+    if name in ("", "..") or PurePath(name).name != name:
+        return "must be a name without /, and neither empty nor . nor .."
+    kinds = {unicodedata.category(character) for character in name}
+    if "Cs" in kinds:  # half a character, as Python reads a byte that is no UTF-8
+        return "its name is not in UTF-8"
+    if kinds & CONTROL:
+        return "its name has a line break or another control character"
+    length = len(name.encode())
+    if length > LONGEST_NAME:
+        return f"its name has {length} bytes, at most {LONGEST_NAME} are possible"
+    return None
+
+
+def _refuse_fault(fault: str | None, name: str, what: str) -> None:
+    if fault:
+        shown = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
+        raise InputError(f"{what} {printable(shown)}: {fault}; rename it")
 
 
 def city_code(city: str) -> str:

@@ -1,6 +1,9 @@
-"""What a city is called."""
+"""What a city is called, and which names are none."""
 
-from dl_slicer.cities import city_code
+import pytest
+
+from dl_slicer.cities import check_name, check_path, city_code
+from dl_slicer.cli import InputError
 
 
 def test_code():
@@ -13,3 +16,40 @@ def test_code():
         "Space ( B )": "B",
     }
     assert [city_code(city) for city in codes] == list(codes.values())
+
+
+NOT_NAMES = {
+    "": "must be a name",
+    ".": "must be a name",
+    "..": "must be a name",
+    "a/b": "must be a name",
+    "/elsewhere": "must be a name",
+    "line\nbreak": "control character",
+    "nul\0": "control character",
+    "\x1b[31m": "control character",
+    "line\u2028": "control character",
+    "latin-\udce9": "not in UTF-8",
+    "\ud800": "not in UTF-8",
+    "x" * 201: "201 bytes",
+    "é" * 101: "202 bytes",
+    "x" * 100_000: "100000 bytes",
+}
+
+
+def test_what_is_a_name():
+    for name in ("Almaty (ALA)", "北京", "San José", "...", ".hidden", "a..b", "é" * 100):
+        check_name(name, "city")
+        check_path(name, "raster")
+    for name, fault in NOT_NAMES.items():
+        with pytest.raises(InputError, match=fault) as caught:
+            check_name(name, "regions.csv: city")
+        assert str(caught.value).startswith("regions.csv: city ")
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 300
+
+
+def test_what_is_a_path():
+    check_path("Aa (AAA)/site1/deeper/2020.png", "raster")
+    for path in ("../../../X", "a/../b", "/a/b", "a//b", "a/./b", "a/", f"a/{'x' * 201}", "a/b\n"):
+        with pytest.raises(InputError, match="; rename it"):
+            check_path(path, "regions.csv: raster")
