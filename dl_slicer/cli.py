@@ -72,10 +72,14 @@ def program_name() -> str:
     return f"python -m {specification.name.removesuffix('.__main__')}"
 
 
-def run(main: Callable[[], None]) -> None:
+def run(
+    main: Callable[[], None],
+    interrupted: str = "what was finished is kept, the same command goes on from there",
+) -> None:
     """Call main() and exit: 0 done, 2 the input is wrong, 1 anything else.
 
     Wrong input gives a line (or several, one a fault) on stderr; other errors keep their traceback.
+    interrupted: what is said of a Ctrl-C.
     """
     # A city's name is no reason to fail on a terminal that cannot show it.
     sys.stdout.reconfigure(errors="backslashreplace")
@@ -89,10 +93,7 @@ def run(main: Callable[[], None]) -> None:
         where = printable(error.filename or "writing an output")
         sys.exit(_refuse(f"{where}: {error.strerror}; {REFUSALS[error.errno]}"))
     except KeyboardInterrupt:
-        print(
-            "interrupted; what was finished is kept, the same command goes on from there",
-            file=sys.stderr,
-        )
+        print(f"interrupted; {interrupted}", file=sys.stderr)
         sys.exit(1)
 
 
