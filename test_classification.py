@@ -11,6 +11,7 @@ Writes, by default into checkpoints/<run>/<split>/:
     similarity.csv, .png, nearest.csv   which cities resemble each other, in two views
     portraits/                          what makes each city itself, and where it could be another
     report.html                         all of it on one page, to be opened in a browser
+    contents.json                       these files, which the next call replaces, and the flags
 Diagrams as PDF, too. How each is made is told in dl_slicer/results/.
 With --images instead: which cities are these pictures, rasters or folders like?
 Into checkpoints/<run>/places/.
@@ -26,7 +27,6 @@ from typing import TYPE_CHECKING
 
 from dl_slicer import versions
 from dl_slicer.cli import InputError, Parser, printable, run
-from dl_slicer.files import clear_leftovers
 from dl_slicer.machine import keep_memory
 from dl_slicer.model import flags
 
@@ -35,6 +35,9 @@ if TYPE_CHECKING:  # names of types alone: torch is imported when the flags have
     from torch import nn
 
     from dl_slicer.model.checkpoints import Checkpoint
+    from dl_slicer.patch_sets.reading import PatchSet
+
+COMMAND = "test_classification.py"
 
 
 def read_flags(argv: Sequence[str] | None = None) -> Namespace:
@@ -67,7 +70,10 @@ def read_flags(argv: Sequence[str] | None = None) -> Namespace:
         help="folder of the results;"
         " default: <split>/ (<split>_tta/, places/) beside the checkpoint",
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.images and args.tta:
+        parser.error("--tta: is for the patches of a split, not for --images")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -80,8 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dl_slicer import distributed
     from dl_slicer.model import checkpoints, devices, evaluation
     from dl_slicer.patch_sets import reading
-    from dl_slicer.report import page
-    from dl_slicer.results import portraits, tables
+    from dl_slicer.results import portraits, result_folder, tables
 
     device = devices.pick_device(distributed.join(args.device))
     dtype = devices.pick_dtype(args.amp, device)
@@ -93,32 +98,50 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     patch_set = reading.open_split(args.data, args.split, checkpoint.image_size)
     classes = checkpoints.class_names(checkpoint, patch_set, args.data, args.checkpoint)
-    out = output_folder(args)
-    out.mkdir(parents=True, exist_ok=True)
-    clear_leftovers(out)
+    checkpoints.check_sizes(patch_set, checkpoint, args.data, args.checkpoint)
 
-    started = time.time()
-    workers = patch_set.default_workers if args.workers is None else args.workers
-    setup = evaluation.Setup(device, dtype, checkpoint.mean, checkpoint.std, workers)
-    logits, features = evaluation.evaluate(model, patch_set, setup, tta=args.tta)
-    seconds = time.time() - started
-    distributed.leave()
-    if distributed.RANK != 0:
-        return
-    evaluation.check_finite(logits, dtype)
+    call = result_folder.Call(
+        output_folder(args), COMMAND, vars(args), "metrics.json", made_later=["report.html"]
+    )
+    with result_folder.new_results(call) as new:
+        started = time.time()
+        workers = patch_set.default_workers if args.workers is None else args.workers
+        setup = evaluation.Setup(device, dtype, checkpoint.mean, checkpoint.std, workers)
+        logits, features = evaluation.evaluate(model, patch_set, setup, tta=args.tta)
+        seconds = time.time() - started
+        distributed.leave()
+        if new is None:  # another process writes the results
+            return
+        evaluation.check_finite(logits, dtype)
 
-    predictions = tables.collect(patch_set, classes, logits, features)
-    loss = cross_entropy(logits, torch.from_numpy(predictions.true)).item()
-    circumstances = describe_circumstances(args, checkpoint, device, dtype)
-    results = tables.write_results(out, predictions, {"loss": loss} | circumstances)
-    tables.print_results(results)
-    sheets = portraits.write_portraits(out, model, checkpoint, patch_set, logits, results.nearest)
-    report = page.write_report(out, Path(args.checkpoint).parent)
+        predictions = tables.collect(patch_set, classes, logits, features)
+        loss = cross_entropy(logits, torch.from_numpy(predictions.true)).item()
+        circumstances = describe_circumstances(args, checkpoint, patch_set, device, dtype)
+        results = tables.write_results(new, predictions, {"loss": loss} | circumstances)
+        tables.print_results(results)
+        sheets = portraits.write_portraits(
+            new, model, checkpoint, patch_set, logits, results.nearest
+        )
+        fault = write_page(new, args.checkpoint)
+    out = call.out
     print(
         f"{len(patch_set)} patches of {args.split}, {len(patch_set) / seconds:.0f} a second;"
-        f" results: {out}; portraits of {sheets} cities: {out / 'portraits'}\n"
-        f"the report, to be opened in a browser:\n{report}"
+        f" results: {out}; portraits of {sheets} cities: {out / 'portraits'}"
     )
+    if fault:
+        raise fault
+    print(f"the report, to be opened in a browser:\n{out / 'report.html'}")
+
+
+def write_page(out: Path, checkpoint: str) -> InputError | None:
+    """Write report.html. Give what hinders it, from files of the run: the results are kept."""
+    from dl_slicer.report import page
+
+    try:
+        page.write_report(out, Path(checkpoint).parent)
+    except InputError as error:
+        return error
+    return None
 
 
 def output_folder(args: Namespace) -> Path:
@@ -135,7 +158,11 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def describe_circumstances(
-    args: Namespace, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+    args: Namespace,
+    checkpoint: Checkpoint,
+    patch_set: PatchSet,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> dict:
     """Give what metrics.json says of how the test was made."""
     return {
@@ -147,6 +174,10 @@ def describe_circumstances(
         "data": str(args.data),
         "split": args.split,
         "tta": args.tta,
+        "patch_size": patch_set.patch_size,
+        "stride": patch_set.stride,
+        "image_size": patch_set.image_size,
+        "trained_stride": checkpoint.stride,
         "versions": versions.installed(),
     }
 
@@ -160,13 +191,15 @@ def compare_places(
 ) -> None:
     """--images: which cities are these files like? One process is enough for it."""
     from dl_slicer import distributed
-    from dl_slicer.results import places
+    from dl_slicer.results import places, result_folder
 
     distributed.leave()
     if distributed.RANK != 0:
         return
     classes = checkpoint.classes or classes_of_data(args, checkpoint)
-    places.compare(args.images, model, checkpoint, classes, device, dtype, output_folder(args))
+    out = output_folder(args)
+    call = result_folder.Call(out, f"{COMMAND} --images", vars(args), "places.csv")
+    places.compare(args.images, model, checkpoint, classes, device, dtype, call)
 
 
 def classes_of_data(args: Namespace, checkpoint: Checkpoint) -> list[str]:
@@ -185,4 +218,4 @@ def classes_of_data(args: Namespace, checkpoint: Checkpoint) -> list[str]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, interrupted="nothing is kept, the same command starts anew")

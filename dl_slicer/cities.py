@@ -4,7 +4,8 @@ import colorsys
 import difflib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
 from dl_slicer.cli import InputError, printable
@@ -85,6 +86,13 @@ def city_code(city: str) -> str:
     return found.group(1).strip() if found else city
 
 
+def labels(classes: Sequence[str]) -> list[str]:
+    """Give the labels of cities on figures: their codes, full names where a code is not unique."""
+    codes = [city_code(city) for city in classes]
+    times = Counter(codes)
+    return [code if times[code] == 1 else city for code, city in zip(codes, classes, strict=True)]
+
+
 def colour(class_number: int) -> tuple[int, int, int]:
     """Give the colour of a class as red, green, blue in 0 ... 255: the same on every figure.
 
@@ -102,20 +110,29 @@ def colour(class_number: int) -> tuple[int, int, int]:
 def find(name: str, classes: Sequence[str]) -> int:
     """Give the class number of a city by its full name, its name without the code, or its code.
 
-    InputError, with what was probably meant, if there is no such city.
+    InputError, with what was probably meant, if there is no such city, or more than one.
     """
-    numbers = {}
+    if name in classes:
+        return classes.index(name)
+    numbers = defaultdict(set)
     for number, city in enumerate(classes):
         without_code = re.sub(r"\s*\([^()]*\)$", "", city)
         for form in (city_code(city), without_code, city):
-            numbers[form.casefold()] = number
-    if name.casefold() in numbers:
-        return numbers[name.casefold()]
+            numbers[form.casefold()].add(number)
+    found = sorted(numbers.get(name.casefold(), ()))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        fault = "fits several cities; give the full name of one: "
+        fault += ", ".join(classes[number] for number in found)
+    else:
+        fault = f"the checkpoint knows no such city; {_hint(name, numbers, classes)}"
+    raise InputError(f"--target {printable(name)}: {printable(fault)}")
+
+
+def _hint(name: str, numbers: Mapping[str, set[int]], classes: Sequence[str]) -> str:
+    """Say what was probably meant. numbers: of the classes that each short or full name fits."""
     similar = difflib.get_close_matches(name.casefold(), numbers, 1, 0.5)
     if similar:
-        hint = f"did you mean {classes[numbers[similar[0]]]}?"
-    else:
-        hint = "the cities are " + ", ".join(city_code(city) for city in classes[:50])
-    raise InputError(
-        f"--target {printable(name)}: the checkpoint knows no such city; {printable(hint)}"
-    )
+        return f"did you mean {classes[min(numbers[similar[0]])]}?"
+    return "the cities are " + ", ".join(labels(classes)[:50])

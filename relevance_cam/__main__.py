@@ -8,7 +8,7 @@ r"""Draw what in a patch, or in a whole raster, makes it that city.
         --raster picture.jpg --target "Almaty (ALA)"
 
 Writes, by default into checkpoints/<run>/saliency/: a figure for each patch, a contact sheet for
-each city, patches.csv.
+each city, patches.csv; and contents.json, which lists them: the next call replaces these alone.
 """
 
 import time
@@ -71,7 +71,10 @@ def read_flags(argv: Sequence[str] | None = None) -> Namespace:
     output.add_argument(
         "--out", help="folder of the figures; default: saliency/ beside the checkpoint"
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.raster is not None and args.quality:
+        parser.error("--quality: is measured on patches, not on a --raster")
+    return args
 
 
 def count_methods(count: int) -> str:
@@ -96,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
 
     from dl_slicer.model import checkpoints, devices
-    from dl_slicer.results import saliency
+    from dl_slicer.results import result_folder, saliency
 
     from .resnet import check_layers, check_model
 
@@ -114,27 +117,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         checkpoint.classes = checkpoints.class_names(
             checkpoint, patch_set, args.data, args.checkpoint
         )
+        checkpoints.check_sizes(patch_set, checkpoint, args.data, args.checkpoint)
     target = None if args.target is None else cities.find(args.target, checkpoint.classes)
     method_classes = saliency.load_methods(args.methods)
     methods = {name: method(model, layers) for name, method in method_classes.items()}
     out = Path(args.out) if args.out else Path(args.checkpoint).parent / "saliency"
+    call = result_folder.Call(out, "relevance_cam", vars(args), "patches.csv")
     if args.raster is not None:
         saliency.explain_raster(
-            Path(args.raster), methods, checkpoint, target, device, out, args.save_maps
+            Path(args.raster), methods, checkpoint, target, device, call, args.save_maps
         )
         return
 
     started = time.time()
     chosen = saliency.pick_patches(patch_set, args.per_city, args.seed)
-    explanations = saliency.explain(methods, patch_set, chosen, checkpoint, target, device)
-    rows = saliency.write_figures(out, explanations, args.raw)
-    write_rows(out / "patches.csv", rows[0], (row.values() for row in rows))
-    if args.save_maps:
-        saliency.write_maps(out / "maps.npz", explanations)
-    if args.quality:
-        saliency.write_quality(
-            out / "quality.csv", model, method_classes, explanations, checkpoint, layers, device
-        )
+    with result_folder.new_results(call) as new:
+        explanations = saliency.explain(methods, patch_set, chosen, checkpoint, target, device)
+        rows = saliency.write_figures(new, explanations, args.raw)
+        write_rows(new / "patches.csv", rows[0], (row.values() for row in rows))
+        if args.save_maps:
+            saliency.write_maps(new / "maps.npz", explanations)
+        if args.quality:
+            saliency.write_quality(
+                new / "quality.csv", model, method_classes, explanations, checkpoint, layers, device
+            )
     seconds = time.time() - started
     print(
         f"{len(chosen)} patches of {len(patch_set.classes)} cities, {count_methods(len(methods))},"
@@ -144,4 +150,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, interrupted="nothing is kept, the same command starts anew")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dl_slicer.cities import check_name, check_path, city_code
+from dl_slicer.cities import check_name, check_path, city_code, find, labels
 from dl_slicer.cli import InputError
 
 
@@ -53,3 +53,33 @@ def test_what_is_a_path():
     for path in ("../../../X", "a/../b", "/a/b", "a//b", "a/./b", "a/", f"a/{'x' * 201}", "a/b\n"):
         with pytest.raises(InputError, match="; rename it"):
             check_path(path, "regions.csv: raster")
+
+
+def test_labels_are_told_apart():
+    assert labels(["San Jose (SJC)", "San Jose (SJO)", "Rome"]) == ["SJC", "SJO", "Rome"]
+    same = ["San Jose (SJ)", "Sankt Johann (SJ)"]
+    assert labels([*same, "Rome (FCO)"]) == [*same, "FCO"]
+    assert labels(["SJ", "San Jose (SJ)"]) == ["SJ", "San Jose (SJ)"]
+
+
+CITIES = ["San Jose (SJC)", "San Jose (SJO)", "Bonn", "BONN (X)", "Rome (FCO)"]
+
+
+@pytest.mark.parametrize(
+    "name, number",
+    [("SJC", 0), ("sjo", 1), ("San Jose (SJO)", 1), ("Bonn", 2), ("x", 3), ("rome", 4)],
+)
+def test_a_city_is_found_by_what_is_its_own(name, number):
+    assert find(name, CITIES) == number
+
+
+@pytest.mark.parametrize(
+    "name, candidates",
+    [("San Jose", "San Jose (SJC), San Jose (SJO)"), ("bonn", "Bonn, BONN (X)")],
+)
+def test_a_name_of_several_cities_is_refused(name, candidates):
+    with pytest.raises(InputError) as error:
+        find(name, CITIES)
+    assert str(error.value) == (
+        f"--target {name}: fits several cities; give the full name of one: {candidates}"
+    )

@@ -2,18 +2,27 @@
 
 import csv
 import json
+import runpy
+import sys
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from conftest import ROOT, SIZES, as_flags, files
 from PIL import Image
 from torchvision.transforms import functional
 from training_runs import load
 
+import preprocessing
+import relevance_cam.__main__
 import test_classification
 from dl_slicer.cli import InputError
+from dl_slicer.files import hold
+from dl_slicer.model import evaluation
 from dl_slicer.patch_sets import reading
+from dl_slicer.report import page
+from dl_slicer.results import portraits, result_folder
 
 
 def read_rows(path):
@@ -89,6 +98,127 @@ def test_other_classes_are_refused_by_name(data, finished, tmp_path):
         measure(finished / "best.pth", tmp_path / "jpegs", "--split", "test")
 
 
+# Several calls into one folder
+
+
+def listed(out, command="test_classification.py"):
+    contents = json.loads((out / "contents.json").read_text())
+    return set(contents["commands"][command]["files"])
+
+
+def test_the_results_of_another_split_replace_those_of_before(data, finished, tmp_path):
+    out = tmp_path / "out"
+    measure(finished / "best.pth", data, "--split", "test", "--out", out)
+    first = files(out)
+    assert listed(out) == {name for name in first if name != "contents.json"}
+    (out / "portraits" / "mine.jpg").write_text("mine")
+    (out / "portraits" / "tiles" / "Aa (AAA)_99.jpg").write_text("of a call before")
+    contents = json.loads((out / "contents.json").read_text())
+    contents["commands"]["test_classification.py"]["files"].append(
+        "portraits/tiles/Aa (AAA)_99.jpg"
+    )
+    (out / "contents.json").write_text(json.dumps(contents))
+    measure(finished / "best.pth", data, "--split", "test_b", "--out", out)
+    assert json.loads((out / "metrics.json").read_text())["split"] == "test_b"
+    assert set(files(out)) == {*listed(out), "contents.json", "portraits/mine.jpg"}
+    flags = json.loads((out / "contents.json").read_text())["commands"]["test_classification.py"]
+    assert flags["flags"]["split"] == "test_b"
+
+
+def test_a_test_that_is_killed_leaves_the_results_of_before(data, finished, tmp_path, monkeypatch):
+    measure(finished / "best.pth", data, "--split", "test", "--out", tmp_path)
+    before = files(tmp_path)
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(portraits, "write_portraits", killed)
+    with pytest.raises(KeyboardInterrupt):
+        measure(finished / "best.pth", data, "--split", "test_b", "--out", tmp_path)
+    assert files(tmp_path) == before
+    # While files take their places there are no whole results, and the report says so.
+    monkeypatch.undo()
+    monkeypatch.setattr(result_folder, "_move", killed)
+    with pytest.raises(KeyboardInterrupt):
+        measure(finished / "best.pth", data, "--split", "test_b", "--out", tmp_path)
+    with pytest.raises(InputError, match=r"metrics\.json: no whole results .*run it again"):
+        page.write_report(tmp_path)
+
+
+def test_results_are_kept_where_the_report_cannot_be_made(data, finished, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "best.pth").write_bytes((finished / "best.pth").read_bytes())
+    (run / "config.json").write_text("[")
+    with pytest.raises(InputError, match=r"config\.json: damaged"):
+        measure(run / "best.pth", data)
+    assert json.loads((run / "test_b" / "metrics.json").read_text())["n"] == 60
+    assert not (run / "test_b" / "report.html").exists()
+    # The report that is made of these results later goes with them.
+    (run / "config.json").unlink()
+    page.write_report(run / "test_b")
+    (run / "config.json").write_text("[")
+    with pytest.raises(InputError, match=r"config\.json: damaged"):
+        measure(run / "best.pth", data)
+    assert not (run / "test_b" / "report.html").exists()
+
+
+def test_a_second_test_into_one_folder_is_refused(data, finished, tmp_path):
+    with hold(tmp_path), pytest.raises(InputError, match=r"process \d+ on .* writes into this"):
+        measure(finished / "best.pth", data, "--out", tmp_path)
+    assert not files(tmp_path)
+
+
+def test_an_interrupted_test_says_that_it_starts_anew(
+    data, finished, tmp_path, monkeypatch, capsys
+):
+    def interrupted(*arguments, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "evaluate", interrupted)
+    flags = ["--checkpoint", finished / "best.pth", "--data", data, "--out", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", ["test_classification.py", *map(str, flags)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "test_classification.py"), run_name="__main__")
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said.endswith("interrupted; nothing is kept, the same command starts anew\n")
+    assert not (tmp_path / "out").exists()
+
+
+# Patches of other sizes than in training
+
+
+def set_of(data, out, **sizes):
+    values = {"--raw": data.parent / "raw", "--out": out, **SIZES, "--image-size": 32}
+    values |= {f"--{name.replace('_', '-')}": value for name, value in sizes.items()}
+    preprocessing.main(as_flags(values))
+    return out
+
+
+def test_patches_of_another_size_are_refused(data, finished, tmp_path):
+    other = set_of(data, tmp_path / "other", patch_size=96, stride=48)
+    said = r"other: its patches are 96 pixels .*best\.pth was trained on 48.*--patch-size 48"
+    with pytest.raises(InputError, match=said):
+        measure(finished / "best.pth", other, "--out", tmp_path / "out")
+    flags = ["--checkpoint", finished / "best.pth", "--data", other, "--out", tmp_path / "out"]
+    with pytest.raises(InputError, match=said):
+        relevance_cam.__main__.main([str(flag) for flag in flags])
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_stride_is_stated(data, finished, tmp_path, capsys):
+    dense = set_of(data, tmp_path / "dense", stride=12)
+    measure(finished / "best.pth", dense, "--out", tmp_path / "out")
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert [metrics[key] for key in ("patch_size", "stride", "trained_stride")] == [48, 12, 24]
+    assert "dense: a patch every 12 pixels, in training every 24" in capsys.readouterr().out
+    report = (tmp_path / "out" / "report.html").read_text().replace("\u00a0", " ")
+    assert "48 × 48 pixels every 24, seen at 32 × 32" in report
+    assert "48 × 48 pixels every 12, seen at 32 × 32 (in training every 24)" in report
+    assert "486 patches of 3 cities" in report  # those of the training's set
+
+
 # What follows tests the flags alone.
 
 
@@ -98,6 +228,7 @@ def test_other_classes_are_refused_by_name(data, finished, tmp_path):
         ([], "--checkpoint"),
         (["--checkpoint", "x", "--workers", "-1"], "'-1': must be a whole number at least 0"),
         (["--checkpoint", "x", "--amp", "fp8"], "--amp: invalid choice: 'fp8'"),
+        (["--checkpoint", "x", "--tta", "--images", "a.jpg"], "--tta: .* not for --images"),
     ],
 )
 def test_a_wrong_flag_is_named(flags, said):

@@ -233,6 +233,30 @@ def class_names(
     return list(patch_set.classes)
 
 
+def check_sizes(
+    patch_set: ArrayPatches | JpegPatches, checkpoint: Checkpoint, data: str, path: str
+) -> None:
+    """InputError if a patch set's patches are not as large in the raster as those trained on.
+
+    At another scale a city's houses are those of a toy town. Another stride only says how densely
+    is tested: it is printed. What a file or a set does not say is taken to fit.
+    data, path: what the user calls the data set and the checkpoint.
+    """
+    trained = checkpoint.patch_size
+    if None not in (trained, patch_set.patch_size) and trained != patch_set.patch_size:
+        raise InputError(
+            f"{printable(data)}: its patches are {patch_set.patch_size} pixels of the raster wide,"
+            f" {printable(path)} was trained on {trained}; make a set with"
+            f" preprocessing.py --patch-size {trained}"
+        )
+    strides = (patch_set.stride, checkpoint.stride)
+    if None not in strides and patch_set.stride != checkpoint.stride and RANK == 0:
+        print(
+            f"{printable(data)}: a patch every {patch_set.stride} pixels, in training every"
+            f" {checkpoint.stride}"
+        )
+
+
 def check_classes(
     patch_set: ArrayPatches | JpegPatches, classes: Sequence[str], data: str, checkpoint: str
 ) -> None:
@@ -242,6 +266,14 @@ def check_classes(
     """
     if list(patch_set.classes) == list(classes):
         return
+    pairs = enumerate(zip(patch_set.classes, classes, strict=False))
+    if sorted(patch_set.classes) == sorted(classes):
+        number, (ours, theirs) = next(each for each in pairs if each[1][0] != each[1][1])
+        raise InputError(
+            f"{printable(data)} has the classes of {printable(checkpoint)} in another order: number"
+            f" {number} is {printable(ours)} in the data, {printable(theirs)} in the checkpoint;"
+            " give the data it was trained on"
+        )
     only_in_data = set(patch_set.classes) - set(classes)
     only_in_checkpoint = set(classes) - set(patch_set.classes)
     raise InputError(

@@ -25,11 +25,16 @@ Command = list[str]
 def commands(results: Results) -> list[Command]:
     """Give the commands in the order of the work, each as words fit for a shell.
 
-    What is not known (the patch set's or the training's settings) has no command.
+    What is not known (a patch set's or the training's settings) has no command.
     """
     found = []
+    if results.training and results.training_set:
+        training = results.training
+        found.append(_preprocessing(training.data, results.training_set, training))
     if results.patch_set:
-        found.append(_preprocessing(results.metrics.data, results.patch_set))
+        preprocessing = _preprocessing(results.metrics.data, results.patch_set, results.metrics)
+        if preprocessing not in found:
+            found.append(preprocessing)
     if results.training:
         found.append(["python", "train_classification.py", *_training_flags(results.training)])
     found.append(_test(results.metrics))
@@ -37,13 +42,14 @@ def commands(results: Results) -> list[Command]:
     return [[shlex.quote(word) for word in words] for words in found]
 
 
-def _preprocessing(data: str, patch_set: PatchSet) -> Command:
+def _preprocessing(data: str, patch_set: PatchSet, used: Training | Metrics) -> Command:
+    """used: by whom; its sizes are right if the set was made anew since."""
     raw = os.path.normpath(Path(data, patch_set.raw))
-    words = ["python", "preprocessing.py", "--raw", raw, "--out", data]
+    words = ["python", "preprocessing.py", "--raw", raw, "--out", os.path.normpath(data)]
     flags = {
-        "--patch-size": patch_set.patch_size,
-        "--stride": patch_set.stride,
-        "--image-size": patch_set.image_size,
+        "--patch-size": used.patch_size or patch_set.patch_size,
+        "--stride": used.stride or patch_set.stride,
+        "--image-size": used.image_size or patch_set.image_size,
         "--test-b": patch_set.test_b,
         "--seed": patch_set.seed,
     }

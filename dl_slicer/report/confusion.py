@@ -1,15 +1,17 @@
 """The geometry of the confusion matrix: where its squares and labels lie, in pixels."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
-from dl_slicer.cities import city_code
+from dl_slicer.cities import labels
 from dl_slicer.report.records import Confusion
 
 # Up to how many cities: side of a cell and size of letters.
 SIZES = ((8, 44, 13), (15, 30, 12))
 SIZE_OF_MORE = (17, 10.5)
 MOST_WITH_NUMBERS = 15
+MOST_CELLS = 6000  # beyond the diagonal: more would make the page slow, and are a grey haze
 LONGEST_LABEL = 9
 STRONG = 0.3
 LETTER_WIDTH = 0.66  # of a letter's size, in a font whose letters are all as wide
@@ -52,13 +54,15 @@ class Matrix:
     margin: float  # left of the cells and above them, for the labels
     cell_side: int
     with_numbers: bool
+    left_out: int  # cells of the smallest shares
     rows: list[Row]
 
 
 def lay_out(confusion: Confusion) -> Matrix:
     """Lay out the matrix: rows are true cities, columns what their patches were taken for."""
     number = len(confusion.cities)
-    codes = [shorten(city_code(city)) for city in confusion.cities]
+    codes = shorten(labels(confusion.cities))
+    least, left_out = _least_share(confusion)
     cell_side, letter_size = _sizes(number)
     margin = 12 + max(map(len, codes)) * letter_size * LETTER_WIDTH
     return Matrix(
@@ -69,14 +73,16 @@ def lay_out(confusion: Confusion) -> Matrix:
         margin=margin,
         cell_side=cell_side,
         with_numbers=number <= MOST_WITH_NUMBERS,
+        left_out=left_out,
         rows=[
             Row(
                 code=code,
                 middle=margin + (i + 0.5) * cell_side,
                 cells=[
                     _cell(confusion, i, j, margin, cell_side)
-                    for j, n in enumerate(confusion.counts[i])
-                    if n
+                    for j in range(number)
+                    if i == j or _share(confusion, i, j) > least
+                    if confusion.counts[i][j]
                 ],
             )
             for i, code in enumerate(codes)
@@ -84,9 +90,32 @@ def lay_out(confusion: Confusion) -> Matrix:
     )
 
 
-def shorten(code: str) -> str:
-    """Cut a label that would make the margin too wide."""
-    return code if len(code) <= LONGEST_LABEL else code[: LONGEST_LABEL - 1] + "…"
+def shorten(codes: list[str]) -> list[str]:
+    """Cut labels that would make the margin too wide, but for those that would then be the same."""
+    short = [
+        code if len(code) <= LONGEST_LABEL else code[: LONGEST_LABEL - 1] + "…" for code in codes
+    ]
+    times = Counter(short)
+    return [cut if times[cut] == 1 else code for cut, code in zip(short, codes, strict=True)]
+
+
+def _least_share(confusion: Confusion) -> tuple[float, int]:
+    """The share that cells beside the diagonal must exceed to be drawn, and how many do not."""
+    number = len(confusion.cities)
+    shares = sorted(
+        _share(confusion, i, j)
+        for i in range(number)
+        for j in range(number)
+        if i != j and confusion.counts[i][j]
+    )
+    if len(shares) <= MOST_CELLS:
+        return 0, 0
+    least = shares[-MOST_CELLS - 1]
+    return least, sum(share <= least for share in shares)
+
+
+def _share(confusion: Confusion, i: int, j: int) -> float:
+    return confusion.counts[i][j] / max(1, sum(confusion.counts[i]))
 
 
 def _sizes(number: int) -> tuple[int, float]:

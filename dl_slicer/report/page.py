@@ -11,7 +11,6 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from dl_slicer.cities import city_code
 from dl_slicer.files import atomic
 from dl_slicer.report import words
 from dl_slicer.report.records import Results
@@ -61,7 +60,6 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "city_code": city_code,
         "count": words.count,
         "data_uri": words.data_uri,
         "interval": words.interval,

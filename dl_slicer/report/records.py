@@ -4,7 +4,10 @@ Shares lie in 0 ... 1. None is what was not to be had.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+
+from dl_slicer.cities import city_code, labels
 
 # Which patches of a city a portrait shows. The second and fourth stand in where there are none of
 # the first and third.
@@ -48,6 +51,10 @@ class Metrics:
     device: str | None
     precision: str | None
     versions: dict[str, Any]
+    patch_size: int | None  # of the patches measured on; None also in results of before
+    stride: int | None
+    image_size: int | None
+    trained_stride: int | None
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,7 @@ class Training:
 
     settings: dict[str, Any]
     given: list[str] | None  # the flags as typed; None: a run of before they were written down
+    data: str | None
     versions: dict[str, Any]
     cities: int
     train: int
@@ -172,4 +180,14 @@ class Results:
     portraits: list[Portrait]
     training: Training | None
     log: list[Epoch]
-    patch_set: PatchSet | None
+    patch_set: PatchSet | None  # that was measured on
+    training_set: PatchSet | None
+
+    @cached_property
+    def _labels(self) -> dict[str, str]:
+        names = [city.city for city in self.cities]
+        return dict(zip(names, labels(names), strict=True))
+
+    def label(self, city: str) -> str:
+        """Give the short name of a city, by which it is told from all others."""
+        return self._labels.get(city) or city_code(city)

@@ -7,6 +7,7 @@ This is the one place that refuses files: what is missing or damaged is told in 
 import csv
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +51,7 @@ def read_results(folder: Path, run_folder: str | Path | None = None) -> Results:
     if not cities:
         raise _refusal(folder / "per_city.csv", TEST_AGAIN, "it names no city")
     run = _find_run(folder, metrics, run_folder)
-    description = Path(metrics.data) / "dataset.json"
+    training = _if_there(run / "config.json", _read_json, _training, DO_WITHOUT)
     return Results(
         measured_at=(folder / "metrics.json").stat().st_mtime,
         metrics=metrics,
@@ -61,9 +62,10 @@ def read_results(folder: Path, run_folder: str | Path | None = None) -> Results:
         similarity=_if_there(folder / "similarity.png", _read_png),
         reliability=_if_there(folder / "reliability.png", _read_png),
         portraits=_if_there(folder / "portraits" / "portraits.csv", _read_portraits) or [],
-        training=_if_there(run / "config.json", _read_json, _training, DO_WITHOUT),
+        training=training,
         log=_if_there(run / "log.csv", _read_table, _epoch, DO_WITHOUT) or [],
-        patch_set=_if_there(description, _read_json, _patch_set, DO_WITHOUT),
+        patch_set=_read_patch_set(metrics.data),
+        training_set=_read_patch_set(training.data) if training and training.data else None,
     )
 
 
@@ -72,13 +74,18 @@ def _find_run(folder: Path, metrics: Metrics, run_folder: str | Path | None) -> 
         return Path(run_folder)
     beside_checkpoint = Path(metrics.checkpoint).parent
     for run in (beside_checkpoint, folder.parent):
-        if (run / "config.json").is_file() or (run / "log.csv").is_file():
+        if os.path.isfile(run / "config.json") or os.path.isfile(run / "log.csv"):
             return run
     return beside_checkpoint
 
 
 def _if_there(path: Path, read: Callable, *arguments):
-    return read(path, *arguments) if path.is_file() else None
+    # Not Path.is_file, which fails for a name that is too long.
+    return read(path, *arguments) if os.path.isfile(path) else None
+
+
+def _read_patch_set(data: str) -> PatchSet | None:
+    return _if_there(Path(data) / "dataset.json", _read_json, _patch_set, DO_WITHOUT)
 
 
 # Files
@@ -185,6 +192,10 @@ def _metrics(found: dict) -> Metrics:
         device=_optional(str, found.get("device")),
         precision=_optional(str, found.get("dtype")),
         versions=_mapping(found.get("versions", {})),
+        patch_size=_optional(_whole_number, found.get("patch_size")),
+        stride=_optional(_whole_number, found.get("stride")),
+        image_size=_optional(_whole_number, found.get("image_size")),
+        trained_stride=_optional(_whole_number, found.get("trained_stride")),
     )
 
 
@@ -260,6 +271,7 @@ def _training(found: dict) -> Training:
     return Training(
         settings=found,
         given=given,
+        data=_optional(str, found.get("data")),
         versions=_mapping(found.get("versions", {})),
         cities=len(data_set.get("classes") or []),
         train=_whole_number(data_set.get("train") or 0),

@@ -14,8 +14,10 @@ from dl_slicer.report.commands import Command, commands
 from dl_slicer.report.records import (
     City,
     ConfusedPair,
+    Metrics,
     Neighbours,
     Pair,
+    PatchSet,
     Picture,
     Portrait,
     Results,
@@ -133,7 +135,7 @@ class Resemblance:
 
     by_features: Pair | None
     by_confusion: Pair | None
-    disagreeing: list[str]
+    disagreeing: list[str]  # their labels
     more_disagreeing: int  # than are named
     rows: list[Neighbours]
     picture: Picture | None
@@ -144,7 +146,7 @@ def resemblance(results: Results) -> Resemblance | None:
     """Pick the pairs and cities that the text names."""
     if not results.neighbours:
         return None
-    disagreeing = [row.city for row in results.neighbours if row.views == "disagree"]
+    disagreeing = [results.label(row.city) for row in results.neighbours if row.views == "disagree"]
     return Resemblance(
         by_features=_largest(results.pairs, lambda pair: pair.features),
         by_confusion=_largest(results.pairs, lambda pair: pair.confusion),
@@ -261,9 +263,9 @@ def training(results: Results) -> TrainingFacts:
     """Collect what the files tell about the training."""
     possible = [
         ("Network", _network(results)),
-        ("Trained on", _trained_on(results)),
+        ("Trained on", _trained_on(results.training)),
         ("Measured on", _measured_on(results)),
-        ("Patches", _patches(results)),
+        *_patches(results),
         ("Recipe", _recipe(results.training)),
         ("Epoch measured", _epoch_measured(results)),
     ]
@@ -284,18 +286,13 @@ def _network(results: Results) -> str:
     return f"{name}, {start}"
 
 
-def _trained_on(results: Results) -> str:
-    """By the patch set that is there now; else by what the training wrote about it."""
-    sources = [source for source in (results.patch_set, results.training) if source]
-    train = next((source.train for source in sources if source.train), None)
-    if train is None:
+def _trained_on(training: Training | None) -> str:
+    if training is None or not training.train:
         return ""
-    # Which cities, the training knows better: the patch set may have been made anew.
-    cities = next((source.cities for source in reversed(sources) if source.cities), 0)
-    val = next((source.val for source in sources if source.val), 0)
     return (
-        f"{words.count(train, 'patch', 'patches')} of {words.count(cities, 'city', 'cities')};"
-        f" watched on {words.count(val, 'patch', 'patches')} (val)"
+        f"{words.count(training.train, 'patch', 'patches')} of"
+        f" {words.count(training.cities, 'city', 'cities')};"
+        f" watched on {words.count(training.val, 'patch', 'patches')} (val)"
     )
 
 
@@ -305,8 +302,19 @@ def _measured_on(results: Results) -> str:
     return f"{patches} of {words.count(metrics.n_rasters, 'raster')} ({metrics.split})"
 
 
-def _patches(results: Results) -> str:
-    sizes = results.patch_set or results.training
+def _patches(results: Results) -> list[tuple[str, str]]:
+    """How large patches are and how dense: in one line if they were so in training and test."""
+    metrics = results.metrics
+    trained = _sizes(results.training)
+    measured = _sizes(metrics) or _sizes(results.patch_set)
+    if trained == measured:
+        return [("Patches", trained)]
+    if metrics.trained_stride not in (None, metrics.stride):
+        measured += f" (in training every {metrics.trained_stride})"
+    return [("Patches trained on", trained), ("Patches measured on", measured)]
+
+
+def _sizes(sizes: Training | Metrics | PatchSet | None) -> str:
     if sizes is None or None in (sizes.patch_size, sizes.stride, sizes.image_size):
         return ""
     return (

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from sklearn import metrics
 
-from dl_slicer.cities import city_code
+from dl_slicer.cities import labels as city_labels
 from dl_slicer.results import intervals
 
 
@@ -121,6 +121,7 @@ def per_city(
     _, city_intervals = intervals.accuracy_intervals(
         true, predicted == true, rasters, len(classes), seed
     )
+    codes = city_labels(classes)
     rows = []
     for label, city in enumerate(classes):
         interval = city_intervals[label]
@@ -128,7 +129,7 @@ def per_city(
         has_patches = patches[label] > 0
         row = {
             "city": city,
-            "code": city_code(city),
+            "code": codes[label],
             "n": int(patches[label]),
             "rasters": int(raster_count[label]),
             "accuracy": float(recall[label]) if has_patches else None,

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from dl_slicer.cities import city_code
+from dl_slicer import cities
 from dl_slicer.cli import InputError, printable
 from dl_slicer.files import write_rows
 from dl_slicer.model import devices, evaluation
@@ -24,6 +24,7 @@ from dl_slicer.patch_sets import image_files, transforms
 from dl_slicer.patch_sets.image_files import UnreadableImage
 from dl_slicer.results import panels, raster_figures
 from dl_slicer.results.raster_windows import Windows
+from dl_slicer.results.result_folder import Call, new_results, taken_names
 from relevance_cam import rasters
 
 NAMED = 5  # cities named for a file
@@ -134,13 +135,14 @@ def as_rows(
     name: str | Path, resemblance: Resemblance, classes: Sequence[str], figure: str
 ) -> list[dict]:
     """Give the rows of places.csv of one file, a row for each of the most similar cities."""
+    codes = cities.labels(classes)
     return [
         {
             "file": name,
             "patches": resemblance.patches,
             "rank": rank,
             "city": classes[city],
-            "code": city_code(classes[city]),
+            "code": codes[city],
             "mean_probability": f"{probability:.6f}",
             "share_of_patches": f"{share:.6f}",
             "figure": figure,
@@ -151,8 +153,9 @@ def as_rows(
 
 def as_line(name: str | Path, resemblance: Resemblance, classes: Sequence[str]) -> str:
     """Give the line of one file that is printed below HEADLINE."""
-    cities = "  ".join(
-        f"{printable(city_code(classes[city]))} {100 * probability:.1f} % ({100 * share:.0f} %)"
+    codes = cities.labels(classes)
+    similar = "  ".join(
+        f"{printable(codes[city])} {100 * probability:.1f} % ({100 * share:.0f} %)"
         for city, probability, share in resemblance.most_similar()
     )
     name = printable(name)
@@ -160,7 +163,7 @@ def as_line(name: str | Path, resemblance: Resemblance, classes: Sequence[str]) 
         # The end: rasters of different sites often have the same name, their folders tell them
         # apart.
         name = f"...{name[-36:]}"
-    return f"{name:<40}{resemblance.patches:>8}   {cities}"
+    return f"{name:<40}{resemblance.patches:>8}   {similar}"
 
 
 def closing_words(patch_size: int, cities: int) -> str:
@@ -179,20 +182,62 @@ def compare(
     classes: Sequence[str],
     device: torch.device,
     dtype: torch.dtype,
-    out: Path,
+    call: Call,
 ) -> None:
     """Print, and write to <out>/places.csv, which cities the files resemble.
 
     Each raster of several patches gets a figure: <out>/<its name>.jpg.
     InputError at the end, when all else is written, if the pixels of a file could not be read.
     """
-    windows = Windows.of(checkpoint)
-    files = find_files(paths, windows.patch_size)
-    out.mkdir(parents=True, exist_ok=True)
-    rows = []
-    figures = set()
-    faults = []
-    total = None
+    files = find_files(paths, Windows.of(checkpoint).patch_size)
+    network = Network(model, checkpoint, device, dtype)
+    with new_results(call) as new:
+        inputs = {file.path.name for file in files if file.path.parent.samefile(call.out)}
+        found = _compare_files(files, network, classes, new, taken_names(call) | inputs)
+        if found.total is None:
+            raise InputError("\n".join(found.faults))
+        rows = found.rows + as_rows(ALL, found.total, classes, figure="")
+        write_rows(new / "places.csv", rows[0], (row.values() for row in rows))
+    if len(files) > 1:
+        print(as_line(ALL, found.total, classes))
+    print(closing_words(Windows.of(checkpoint).patch_size, len(classes)))
+    figures = any(row["figure"] for row in rows)
+    pictures = ", a picture for each raster" if figures else ""
+    print(f"results: {call.out}/places.csv{pictures}")
+    if found.faults:
+        raise InputError("\n".join(found.faults))
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network, and how it is fed."""
+
+    model: nn.Module
+    checkpoint: Checkpoint
+    device: torch.device
+    dtype: torch.dtype
+
+
+@dataclass
+class Found:
+    """What was found in several files."""
+
+    rows: list[dict]  # of places.csv
+    faults: list[str]  # a line for each file that could not be read
+    total: Resemblance | None = None  # of all patches
+
+
+def _compare_files(
+    files: Sequence[ImageFile],
+    network: Network,
+    classes: Sequence[str],
+    out: Path,
+    taken: set[str],
+) -> Found:
+    """Print what each file resembles, and write the figures of those of several patches."""
+    windows = Windows.of(network.checkpoint)
+    used = set(taken)
+    found = Found([], [])
     print(HEADLINE)
     megapixels = sum(file.width * file.height for file in files) / 1e6
     with tqdm(
@@ -202,32 +247,26 @@ def compare(
             try:
                 raster = image_files.read_image(file.path)
             except UnreadableImage as error:
-                faults.append(f"--images {printable(file.path)}: {error}")
+                found.faults.append(f"--images {printable(file.path)}: {error}")
                 continue
             pixels = windows.resize(raster)
-            corners, probabilities = classify(model, pixels, windows, checkpoint, device, dtype)
+            corners, probabilities = classify(
+                network.model, pixels, windows, network.checkpoint, network.device, network.dtype
+            )
             figure = ""
             if len(corners) > 1:
-                figure = _unused_name(file.path.stem, figures)
-                figures.add(figure)
+                figure = _unused_name(file.path.stem, used)
+                used.add(figure)
                 by_place = rasters.mean_by_place(
                     corners, probabilities, pixels.shape, windows.size, windows.step
                 )
                 write_figure(out / figure, file.path, raster, by_place, classes)
             resemblance = Resemblance.of(probabilities)
             bar.write(as_line(file.path, resemblance, classes))
-            rows += as_rows(file.path, resemblance, classes, figure)
-            total = resemblance if total is None else total + resemblance
+            found.rows += as_rows(file.path, resemblance, classes, figure)
+            found.total = resemblance if found.total is None else found.total + resemblance
             bar.update(file.width * file.height / 1e6)
-    if total is not None:
-        if len(files) > 1:
-            print(as_line(ALL, total, classes))
-        rows += as_rows(ALL, total, classes, figure="")
-        write_rows(out / "places.csv", rows[0], (row.values() for row in rows))
-        print(closing_words(windows.patch_size, len(classes)))
-        print(f"results: {out}/places.csv" + (", a picture for each raster" if figures else ""))
-    if faults:
-        raise InputError("\n".join(faults))
+    return found
 
 
 def _unused_name(stem: str, used: set[str]) -> str:
@@ -244,7 +283,7 @@ def write_figure(
     path: Path, file: Path, raster: Image.Image, by_place: np.ndarray, classes: Sequence[str]
 ) -> None:
     """Write the figure of a raster. file: where it was read, by_place: (rows, cols, K)."""
-    codes = [city_code(city) for city in classes]
+    codes = cities.labels(classes)
     title = printable(Path(*file.parts[-3:]))
     panels.save_jpeg(path, raster_figures.raster_figure(raster, by_place, codes, title))
 

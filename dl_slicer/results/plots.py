@@ -22,6 +22,12 @@ matplotlib.use("Agg")  # draws into files: no display is needed
 INK = "#222222"
 GREY = "#888888"
 FEW_CITIES = 12  # up to so many, there is room for larger labels and for numbers in every cell
+# The largest side of a square map in inches. Up to 60 cities have a cell each that a label fits
+# beside; more make the cells smaller, not the picture larger than programs open.
+LARGEST_CONFUSION = 24
+LARGEST_RESEMBLANCE = 12
+LABELS_AN_INCH = 6
+LONGEST_LABEL = 40  # letters: longer ones would leave no room for the map
 
 
 def draw_reliability(path: Path, true: np.ndarray, probabilities: np.ndarray) -> None:
@@ -73,20 +79,21 @@ def draw_confusion(path: Path, matrix: np.ndarray, codes: Sequence[str], percent
     Coloured by their share of the row, written as counts or per cent.
     """
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    side = max(4.5, 0.36 * len(codes) + 1.6)
+    side = min(LARGEST_CONFUSION, max(4.5, 0.36 * len(codes) + 1.6))
     figure, axes = plt.subplots(figsize=(side + 0.8, side), layout="constrained")
     image = axes.imshow(100 * share, cmap="Blues", vmin=0, vmax=100)
     size = 10 if len(codes) <= FEW_CITIES else 7
-    for row, column in np.ndindex(*matrix.shape):
-        if matrix[row, column]:
-            text = f"{100 * share[row, column]:.0f}" if percent else str(matrix[row, column])
-            text_size = size - 1 if len(text) > 3 else size
-            colour = "white" if share[row, column] > 0.55 else INK
-            _write_in_cell(axes, row, column, text, text_size, colour)
-    _label_with_codes(axes, codes, size + 1)
+    has_room = side < LARGEST_CONFUSION
+    for row, column in np.argwhere(matrix) if has_room else ():
+        text = f"{100 * share[row, column]:.0f}" if percent else str(matrix[row, column])
+        text_size = size - 1 if len(text) > 3 else size
+        colour = "white" if share[row, column] > 0.55 else INK
+        _write_in_cell(axes, row, column, text, text_size, colour)
+    remark = _label_with_codes(axes, codes, size + 1, side)
     axes.set(xlabel="predicted", ylabel="true")
-    axes.set_title("patches, % of each true city" if percent else "patches")
-    _draw_cell_borders(axes, len(codes))
+    axes.set_title(("patches, % of each true city" if percent else "patches") + remark)
+    if has_room:
+        _draw_cell_borders(axes, len(codes))
     figure.colorbar(image, ax=axes, shrink=0.6, label="% of the true city's patches")
     save_plot(path, figure)
 
@@ -95,13 +102,29 @@ def _write_in_cell(axes: Axes, row: int, column: int, text: str, size: float, co
     axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
 
 
-def _label_with_codes(axes: Axes, codes: Sequence[str], size: float) -> None:
-    """Write the cities' codes below and left of a square map."""
+def _label_with_codes(axes: Axes, codes: Sequence[str], size: float, side: float) -> str:
+    """Write the cities' codes below and left of a square map, as many as it has room for.
+
+    side: of the map, in inches. Returns what the title says of it; empty if all are there.
+    """
+    room = int(side * LABELS_AN_INCH)
+    step = -(-len(codes) // room)  # rounded up
+    named = range(0, len(codes), step)
+    labels = [_without_middle(codes[city]) for city in named]
     # A code is no formula, whatever signs it has.
     style = {"fontsize": size, "family": "monospace", "parse_math": False}
-    axes.set_xticks(range(len(codes)), codes, rotation=90, **style)
-    axes.set_yticks(range(len(codes)), codes, **style)
+    axes.set_xticks(named, labels, rotation=90, **style)
+    axes.set_yticks(named, labels, **style)
     axes.tick_params(length=0)
+    return "" if step == 1 else f" (one city in {step} is named)"
+
+
+def _without_middle(label: str) -> str:
+    """Shorten a label: what tells it from others stands at its beginning or at its end."""
+    if len(label) <= LONGEST_LABEL:
+        return label
+    half = LONGEST_LABEL // 2
+    return f"{label[: half - 1]}…{label[-half:]}"
 
 
 def _draw_cell_borders(axes: Axes, cities: int) -> None:
@@ -129,7 +152,7 @@ def draw_resemblance(
     """
     tree = _group_by_features(feature_view)
     codes = [codes[city] for city in tree.order]
-    side = max(3.6, 0.19 * len(codes) + 0.6)
+    side = min(LARGEST_RESEMBLANCE, max(3.6, 0.19 * len(codes) + 0.6))
     figure, ((upper_tree, upper), (lower_tree, lower)) = plt.subplots(
         2,
         2,
@@ -141,15 +164,17 @@ def draw_resemblance(
 
     _draw_tree(upper_tree, tree)
     cosines = feature_view[rearranged]
-    image = _draw_heat_map(upper, cosines, codes, cmap="RdBu_r", vmin=-1, vmax=1)
-    upper.set_title("features: cosine of centred means", fontsize=11)
+    image = _draw_heat_map(upper, cosines, cmap="RdBu_r", vmin=-1, vmax=1)
+    remark = _label_heat_map(upper, codes, side)
+    upper.set_title(f"features: cosine of centred means{remark}", fontsize=11)
     _write_values(upper, image, cosines, _without_leading_zero)
     figure.colorbar(image, ax=upper, shrink=0.6, pad=0.01)
 
     _draw_tree(lower_tree, tree)
     confusions = (100 * confusion_view)[rearranged]
-    image = _draw_heat_map(lower, confusions, codes, cmap="Blues", norm=_root_scale(confusions))
-    lower.set_title("confusions: % taken for each other", fontsize=11)
+    image = _draw_heat_map(lower, confusions, cmap="Blues", norm=_root_scale(confusions))
+    remark = _label_heat_map(lower, codes, side)
+    lower.set_title(f"confusions: % taken for each other{remark}", fontsize=11)
     _write_values(lower, image, confusions, _two_digits)
     figure.colorbar(image, ax=lower, shrink=0.6, pad=0.01)
     save_plot(path, figure)
@@ -184,12 +209,14 @@ def _draw_tree(axes: Axes, tree: Tree) -> None:
     axes.spines[["left", "right", "top"]].set_visible(False)
 
 
-def _draw_heat_map(axes: Axes, values: np.ndarray, codes: Sequence[str], **colours):
+def _draw_heat_map(axes: Axes, values: np.ndarray, **colours):
     """Draw a square map; grey where there is no value. colours: of imshow."""
     axes.set_facecolor("#e4e4e4")
-    image = axes.imshow(values, interpolation="nearest", aspect="auto", **colours)
-    _label_with_codes(axes, codes, 10 if len(codes) <= FEW_CITIES else 9)
-    return image
+    return axes.imshow(values, interpolation="nearest", aspect="auto", **colours)
+
+
+def _label_heat_map(axes: Axes, codes: Sequence[str], side: float) -> str:
+    return _label_with_codes(axes, codes, 10 if len(codes) <= FEW_CITIES else 9, side)
 
 
 def _root_scale(values: np.ndarray) -> PowerNorm:

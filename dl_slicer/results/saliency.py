@@ -6,7 +6,7 @@ Used by python -m relevance_cam.
 import re
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 import relevance_cam
-from dl_slicer.cities import city_code
+from dl_slicer import cities
 from dl_slicer.cli import InputError, printable
 from dl_slicer.files import atomic, write_rows
 from dl_slicer.model import devices, evaluation
@@ -27,9 +27,12 @@ from dl_slicer.patch_sets.image_files import UnreadableImage
 from dl_slicer.patch_sets.reading import ArrayPatches, JpegPatches
 from dl_slicer.results import panels, raster_figures
 from dl_slicer.results.raster_windows import Windows
+from dl_slicer.results.result_folder import Call, new_results, taken_names
 from relevance_cam import quality, rasters
 
 BATCH_SIZE = 8  # patches explained at a time
+MOST_ON_A_SHEET = 300  # rows of a contact sheet: a JPEG has at most 65,500 pixels
+LONGEST_NAME = 180  # of a figure's file, in letters, since file systems take 255
 
 Patches = ArrayPatches | JpegPatches
 LayerMaps = dict[str, torch.Tensor]
@@ -172,6 +175,7 @@ def write_figures(
     Returns the rows of patches.csv, city by city.
     """
     patch_set = explanations.patch_set
+    labels = dict(zip(patch_set.classes, cities.labels(patch_set.classes), strict=True))
     by_city = {city: [] for city in patch_set.classes}
     for patch in explained_patches(explanations):
         by_city[patch.true].append(patch)
@@ -184,10 +188,11 @@ def write_figures(
                 picture = patch_set.original(patch.index, raw).convert("RGB")
                 figure = write_patch(out, number, patch, picture)
                 rows.append(as_row(patch, figure.relative_to(out)))
-                pictures.append(picture)
+                if number <= MOST_ON_A_SHEET:
+                    pictures.append(picture)
                 bar.update()
             if patches:
-                write_contact_sheet(out / f"{city}.jpg", patches, pictures)
+                write_contact_sheet(out / f"{city}.jpg", patches, pictures, labels)
     return rows
 
 
@@ -201,7 +206,8 @@ def write_patch(out: Path, number: int, patch: ExplainedPatch, picture: Image.Im
     if patch.explained != patch.predicted:
         title += f", explained {patch.explained} {100 * patch.explained_probability:.1f} %"
     below_city = patch.name.split("/", 1)[1]
-    name = f"{number:02d}_{re.sub(r'[^0-9A-Za-z_.-]+', '_', below_city)}"
+    plain = re.sub(r"[^0-9A-Za-z_.-]+", "_", below_city)
+    name = f"{number:02d}_{plain[-LONGEST_NAME:]}"
     figure = out / patch.true / f"{name}.jpg"
     first = next(iter(patch.maps.values()))
     panels.save_jpeg(figure, panels.patch_figure(picture, first, title, patch.is_right))
@@ -212,24 +218,32 @@ def write_patch(out: Path, number: int, patch: ExplainedPatch, picture: Image.Im
 
 
 def write_contact_sheet(
-    file: Path, patches: Sequence[ExplainedPatch], pictures: Sequence[Image.Image]
+    file: Path,
+    patches: Sequence[ExplainedPatch],
+    pictures: Sequence[Image.Image],
+    labels: dict[str, str],
 ) -> None:
-    """Write all patches of a city with the maps of the first method, a row each."""
+    """Write the patches of a city with the maps of the first method, a row each.
+
+    pictures: of the first MOST_ON_A_SHEET patches; labels: of all cities.
+    """
     method = next(iter(patches[0].maps))
-    labels = []
+    title = f"{patches[0].true}: {method}"
+    if len(pictures) < len(patches):
+        title += f", the first {len(pictures)} of {len(patches)} patches"
+    patches = patches[: len(pictures)]
+    lines = []
     for patch in patches:
         colour = panels.RIGHT if patch.is_right else panels.WRONG
         label = [
-            (f"predicted {city_code(patch.predicted)}", colour),
+            (f"predicted {labels[patch.predicted]}", colour),
             (f"{100 * patch.predicted_probability:.1f} %", colour),
         ]
         if patch.explained != patch.predicted:
-            label.append((f"explained {city_code(patch.explained)}", panels.INK))
-        labels.append(label)
+            label.append((f"explained {labels[patch.explained]}", panels.INK))
+        lines.append(label)
     maps = [patch.maps[method] for patch in patches]
-    panels.save_jpeg(
-        file, panels.contact_sheet(pictures, maps, f"{patches[0].true}: {method}", labels)
-    )
+    panels.save_jpeg(file, panels.contact_sheet(pictures, maps, title, lines))
 
 
 def as_row(patch: ExplainedPatch, figure: Path) -> dict[str, str]:
@@ -301,16 +315,17 @@ def explain_raster(
     checkpoint: Checkpoint,
     target: int | None,
     device: torch.device,
-    out: Path,
+    call: Call,
     save_maps: bool,
 ) -> None:
     """Write <raster>_<method>.jpg for a whole raster, and its maps (.npz) if asked for.
 
+    Results of the same raster are replaced, those of others stay.
     methods: {name: RelevanceCAM(model, layers), ...}; target: class index, or None for the most
     probable city. InputError if the file cannot be read or is smaller than a patch.
     """
     classes = checkpoint.classes
-    codes = [city_code(city) for city in classes]
+    codes = cities.labels(classes)
     windows = Windows.of(checkpoint)
     raster = read_raster(file, windows)
     pixels = windows.resize(raster)
@@ -318,25 +333,46 @@ def explain_raster(
     def prepare(images: torch.Tensor) -> torch.Tensor:
         return transforms.normalise(images.to(device), checkpoint.mean, checkpoint.std)
 
-    for name, method in methods.items():
-        maps, probability, explained = rasters.blend(
-            method, pixels, windows.size, windows.step, prepare, target, show_progress
-        )
-        evaluation.check_finite(torch.from_numpy(probability), torch.float32)
-        title = f"{printable(file.name)}: {name} for {classes[explained]}"
-        figure = out / f"{file.stem}_{name}.jpg"
-        page = raster_figures.raster_figure(raster, probability, codes, title, maps)
-        panels.save_jpeg(figure, page)
-        print(
-            f"{printable(file.name)}: explained as {printable(classes[explained])},"
-            f" mean probability {probability[..., explained].mean():.3f}; {figure}"
-        )
-        if save_maps:
-            with atomic(figure.with_suffix(".npz")) as opened:
-                np.savez_compressed(
-                    opened,
-                    probability=probability.astype(np.float32),
-                    classes=classes,
-                    target=explained,
-                    **maps,
-                )
+    call = replace(call, command=f"{call.command} --raster {file.resolve()}")
+    figures = name_raster_figures(file, list(methods), taken_names(call))
+    said = []
+    with new_results(replace(call, main_file=figures[0])) as new:
+        for figure, (name, method) in zip(figures, methods.items(), strict=True):
+            maps, probability, explained = rasters.blend(
+                method, pixels, windows.size, windows.step, prepare, target, show_progress
+            )
+            evaluation.check_finite(torch.from_numpy(probability), torch.float32)
+            title = f"{printable(file.name)}: {name} for {classes[explained]}"
+            page = raster_figures.raster_figure(raster, probability, codes, title, maps)
+            panels.save_jpeg(new / figure, page)
+            said.append(
+                f"{printable(file.name)}: explained as {printable(classes[explained])}, mean"
+                f" probability {probability[..., explained].mean():.3f}; {call.out / figure}"
+            )
+            if save_maps:
+                with atomic((new / figure).with_suffix(".npz")) as opened:
+                    np.savez_compressed(
+                        opened,
+                        probability=probability.astype(np.float32),
+                        classes=classes,
+                        target=explained,
+                        **maps,
+                    )
+    print(*said, sep="\n")
+
+
+def name_raster_figures(file: Path, methods: Sequence[str], taken: set[str]) -> list[str]:
+    """Give the names of a raster's figures, one a method.
+
+    They begin with the raster's name; where that is taken, as rasters of two sites often have one
+    name, with the names of its folders before it, as many as are needed.
+    """
+    parts = file.resolve().parts
+    for depth in range(1, len(parts)):
+        stem = "_".join([*parts[-depth:-1], file.stem])
+        names = [f"{stem}_{method}" for method in methods]
+        if not any(f"{name}{suffix}" in taken for name in names for suffix in (".jpg", ".npz")):
+            return [f"{name}.jpg" for name in names]
+    raise InputError(
+        f"{printable(file)}: figures of this name are there already; choose another --out"
+    )

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from sklearn import metrics
 
-from dl_slicer.cities import city_code
+from dl_slicer import cities
 from dl_slicer.cli import printable
 from dl_slicer.files import atomic, write_rows
 from dl_slicer.patch_sets.reading import PatchSet
@@ -41,7 +41,7 @@ class Predictions:
     @property
     def codes(self) -> list[str]:
         """The labels of the cities on figures."""
-        return [city_code(city) for city in self.classes]
+        return cities.labels(self.classes)
 
     def confusion_matrix(self) -> np.ndarray:
         """Count patches by true (rows) and predicted city: (K, K) int."""
@@ -102,12 +102,12 @@ def write_results(out: Path, predictions: Predictions, more: dict) -> Results:
     )
     write_predictions(out / "predictions.csv", predictions)
     write_confusion(out, matrix, predictions)
-    cities = write_cities(out, predictions)
+    rows = write_cities(out, predictions)
     nearest = write_resemblance(out, views, predictions)
     found = summarise(predictions, matrix, views) | more
     with atomic(out / "metrics.json", "w", encoding="utf-8", errors="backslashreplace") as file:
         json.dump(found, file, indent=1, ensure_ascii=False, allow_nan=False)
-    return Results(found, cities, nearest)
+    return Results(found, rows, nearest)
 
 
 def summarise(predictions: Predictions, matrix: np.ndarray, views: Resemblance) -> dict:
@@ -197,18 +197,20 @@ def print_results(results: Results) -> None:
         f"\n{'city':<28}{'patches':>8}{'rasters':>8}{'accuracy %':>12}{'95 %':>14}{'F1 %':>7}"
         f"   {'taken for':<11}nearest by features"
     )
+    names = [city["city"] for city in results.cities]
+    labels = dict(zip(names, cities.labels(names), strict=True)) | {"": ""}
     for city, nearest in zip(results.cities, results.nearest, strict=True):
-        print(_city_line(city, nearest))
+        print(_city_line(city, nearest, labels))
     print(f"\n{_summary_line(results.metrics)}\ninterval: {results.metrics['interval']}")
 
 
-def _city_line(city: dict, nearest: dict) -> str:
-    """Set one city's row of per_city.csv and of nearest.csv in columns."""
+def _city_line(city: dict, nearest: dict, labels: dict[str, str]) -> str:
+    """Set one city's row of per_city.csv and of nearest.csv in columns. labels: of all cities."""
     interval = ""
     if city["ci95_low"] is not None:
         interval = f"{_percent(city['ci95_low'])} - {_percent(city['ci95_high'])}"
-    taken_for = printable(city_code(city["most_confused_with"]))
-    nearest_codes = [city_code(nearest[f"features_{rank}"]) for rank in (1, 2, 3)]
+    taken_for = printable(labels[city["most_confused_with"]])
+    nearest_codes = [labels[nearest[f"features_{rank}"]] for rank in (1, 2, 3)]
     remark = "  (views disagree)" if nearest["views"] == "disagree" else ""
     return (
         f"{printable(city['city']):<28}{city['n']:>8}{city['rasters']:>8}"

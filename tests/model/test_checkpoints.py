@@ -102,6 +102,16 @@ def test_a_class_that_no_folder_can_be_called_is_refused(tmp_path, name):
         assert "best.pth: class " in said
 
 
+def test_classes_in_another_order_are_said_to_be_so():
+    data = types.SimpleNamespace(classes=["Aa (AAA)", "Cc", "Bb"])
+    with pytest.raises(
+        InputError,
+        match="data has the classes of own.pth in another order:"
+        " number 1 is Cc in the data, Bb in the checkpoint",
+    ):
+        checkpoints.check_classes(data, ["Aa (AAA)", "Bb", "Cc"], "data", "own.pth")
+
+
 def test_numbers_that_are_none(tmp_path, resnet18):
     state = {**resnet18.state_dict(), "layer3.1.bn2.running_var": torch.full((256,), float("nan"))}
     assert "damaged, layer3.1.bn2.running_var has values that are not finite" in refusal(

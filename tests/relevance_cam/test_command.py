@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 import torch
+from conftest import files
 from PIL import Image
 
 from dl_slicer import cities
@@ -120,6 +121,46 @@ def test_whole_raster(data, finished, tmp_path):
     np.testing.assert_allclose(saved["probability"].sum(-1), 1, atol=1e-5)
 
 
+def test_fewer_patches_than_before_leave_no_figure_of_before(data, finished, tmp_path):
+    __main__.main(arguments(data, finished, tmp_path, "--save-maps"))
+    (tmp_path / "Aa (AAA)" / "mine.jpg").write_text("mine")
+    __main__.main(arguments(data, finished, tmp_path, "--per-city", "1"))
+    figures = {row["figure"] for row in read_table(tmp_path / "patches.csv")}
+    sheets = {f"{city}.jpg" for city in ("Aa (AAA)", "Bb (BBB)", "Cc (CCC)")}
+    expected = figures | sheets | {"patches.csv", "contents.json", "Aa (AAA)/mine.jpg"}
+    assert set(files(tmp_path)) == expected
+
+
+def test_rasters_of_one_name_have_figures_of_their_own(data, finished, tmp_path):
+    flags = ("--layers", "layer4", "--raster")
+    rasters = {
+        "Aa (AAA)/site0": "2020",
+        "Bb (BBB)/site0": "site0_2020",
+        "Cc (CCC)/site0": "Cc (CCC)_site0_2020",
+    }
+    for folder in rasters:
+        raster = data.parent / "raw" / folder / "2020.png"
+        __main__.main(arguments(data, finished, tmp_path, *flags, str(raster)))
+    names = {f"{stem}_relevance-cam.jpg" for stem in rasters.values()}
+    before = files(tmp_path)
+    assert set(before) == {*names, "contents.json"}
+    # The same raster again replaces its own.
+    raster = data.parent / "raw" / "Bb (BBB)" / "site0" / "2020.png"
+    __main__.main(arguments(data, finished, tmp_path, *flags, str(raster), "--target", "AAA"))
+    after = files(tmp_path)
+    assert set(after) == set(before)
+    changed = {name for name in names if after[name] != before[name]}
+    assert changed == {"site0_2020_relevance-cam.jpg"}
+
+
+def test_more_patches_than_a_sheet_has_room_for(data, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(saliency, "MOST_ON_A_SHEET", 1)
+    __main__.main(arguments(data, finished, tmp_path, "--layers", "layer4"))
+    assert len(read_table(tmp_path / "patches.csv")) == 6
+    with Image.open(tmp_path / "Aa (AAA).jpg") as sheet:
+        assert sheet.height < 2 * 180
+
+
 def test_blend_of_one_window_is_its_map():
     def method(images, target):
         return {"layer1": images.mean(1)}, torch.tensor([[0.0, 1.0]]).expand(len(images), 2)
@@ -148,6 +189,7 @@ def test_blend_of_one_window_is_its_map():
         (["--data", "nowhere"], "no such folder"),
         (["--checkpoint", "nowhere.pth"], "no such file"),
         (["--raster", "nowhere.jpg"], "nowhere.jpg"),
+        (["--raster", "nowhere.jpg", "--quality"], "--quality: .* not on a --raster"),
     ],
 )
 def test_wrong_input(data, finished, tmp_path, more, said):

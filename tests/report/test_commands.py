@@ -85,3 +85,37 @@ def test_flips_and_turns_at_the_test(run):
     *_, test, saliency = commands(dataclasses.replace(results, metrics=metrics))
     assert test[-1] == "--tta"
     assert "--tta" not in saliency
+
+
+def test_training_and_test_on_two_sets(run):
+    """Each is made as it was used, whatever has been made at its place since."""
+    results = read_results(run / "test_b")
+    trained_on = PatchSet("../raw", 480, 480, 224, test_b=500, seed=3, cities=2, train=1, val=1)
+    patch_set = PatchSet("raw", 480, 240, 224, test_b=9, seed=4, cities=2, train=1, val=1)
+    metrics = dataclasses.replace(results.metrics, data="dense/", stride=120)
+    results = dataclasses.replace(
+        results, metrics=metrics, patch_set=patch_set, training_set=trained_on
+    )
+    first, second, training, *_ = (" ".join(words) for words in commands(results))
+    assert first == (
+        "python preprocessing.py --raw raw --out x --patch-size 480 --stride 240"
+        " --image-size 224 --test-b 500 --seed 3"
+    )
+    assert second == (
+        "python preprocessing.py --raw dense/raw --out dense --patch-size 480 --stride 120"
+        " --image-size 224 --test-b 9 --seed 4"
+    )
+    assert training.startswith("python train_classification.py --data x ")
+
+
+def test_one_set_for_both_is_made_once(run):
+    results = read_results(run / "test_b")
+    patch_set = PatchSet("../raw", 480, 240, 224, test_b=500, seed=3, cities=2, train=1, val=1)
+    metrics = dataclasses.replace(results.metrics, data="./x/")
+    results = dataclasses.replace(
+        results, metrics=metrics, patch_set=patch_set, training_set=patch_set
+    )
+    assert [words[1] for words in commands(results)[:2]] == [
+        "preprocessing.py",
+        "train_classification.py",
+    ]

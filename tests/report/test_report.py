@@ -5,6 +5,7 @@ import json
 import re
 
 import browser
+import numpy as np
 import pytest
 from made_up_results import made_up
 from page_checks import CONTRAST, WIDE, Checker, check, needs_browser
@@ -115,6 +116,32 @@ def test_results_that_are_not_whole(tmp_path):
     with pytest.raises(InputError, match="no whole results"):
         write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_cities_of_one_code_are_told_apart(tmp_path):
+    same = ["San Jose del Cabo (SJ)", "San Jose de Maipo (SJ)"]
+    text = made_up(tmp_path / "test", [*same, "Cc (CCC)"], log=False).read_text("utf-8")
+    labels = re.findall(r'class="end">([^<]*[(A-Z][^<]*)</text>', text)
+    assert labels == [*same, "CCC"]
+    assert f"<figcaption>{same[0]} 98.8" in text
+    assert "<figcaption>SJ " not in text
+
+
+def test_a_matrix_of_very_many_cells_shows_the_largest(tmp_path):
+    cities = [f"City number {i} (C{i:03d})" for i in range(120)]
+    file = made_up(tmp_path / "test", cities, pictures=False)
+    counts = np.ones((120, 120), int)
+    counts[0, 1:] = 2
+    write_rows(
+        file.with_name("confusion_matrix.csv"),
+        ("true", *cities),
+        ((city, *row) for city, row in zip(cities, counts.tolist(), strict=True)),
+    )
+    checked = check(write_report(file.parent))
+    assert "14\u202f161 cells of the smallest shares are left out" in checked.words()
+    titles = [text for text in checked.text if " taken for " in text]
+    assert len(titles) == 119
+    assert all(title.startswith(cities[0]) for title in titles)
 
 
 def test_a_city_without_patches(tmp_path):

@@ -203,9 +203,27 @@ def test_the_page_does_without_what_is_not_there(results):
     assert "How it was trained" in headings
 
 
-def test_the_patch_set_that_is_there_now_comes_first(results):
+def test_facts_of_the_training_come_from_the_run(results):
+    """Not from the patch set of the test, which may be another, or one that was made anew."""
+    change_json(
+        results / "metrics.json", patch_size=480, stride=120, image_size=224, trained_stride=240
+    )
     words = check(write_report(results)).words()
-    assert "81 patches of 3 cities; watched on 7 patches (val)" in words
+    assert "99 patches of 3 cities; watched on 9 patches (val)" in words
+    assert "Patches trained on 480 × 480 pixels every 240, seen at 224 × 224" in words
+    measured = "480 × 480 pixels every 120, seen at 224 × 224 (in training every 240)"
+    assert f"Patches measured on {measured}" in words
+
+
+def test_sizes_that_are_those_of_the_training_are_said_once(results):
+    assert "Patches 480 × 480 pixels every 240" in check(write_report(results)).words()
+
+
+def test_without_the_run_nothing_is_said_of_its_patches(results):
+    (results.parent / "config.json").unlink()
+    words = check(write_report(results)).words()
+    assert "watched on" not in words
+    assert "Patches measured on 480 × 480 pixels every 240" in words
 
 
 # Faults of ours

@@ -14,6 +14,7 @@ from dl_slicer.cli import InputError, run
 from dl_slicer.model import checkpoints, evaluation
 from dl_slicer.patch_sets import reading
 from dl_slicer.results import places, raster_figures
+from dl_slicer.results.result_folder import Call
 
 
 class ByColour(torch.nn.Module):
@@ -31,8 +32,9 @@ COLOURS = [(200, 20, 20), (20, 200, 20), (20, 20, 200)]
 
 
 def compare(out, *paths, checkpoint=CHECKPOINT, names=CITIES, model=None):
+    call = Call(out, "test_classification.py --images", {}, "places.csv")
     places.compare(
-        paths, model or ByColour(), checkpoint, names, torch.device("cpu"), torch.float32, out
+        paths, model or ByColour(), checkpoint, names, torch.device("cpu"), torch.float32, call
     )
     with open(out / "places.csv", newline="", encoding="utf-8") as lines:
         return list(csv.DictReader(lines))
@@ -167,6 +169,43 @@ def test_folders_and_files_of_one_name(tmp_path):
         (str(tmp_path / "b" / "2020.png"), "2020_2.jpg"),
         ("all files", ""),
     ]
+
+
+def test_figures_of_the_call_before_go_and_other_peoples_stay(tmp_path):
+    out = tmp_path / "out"
+    compare(out, halves(tmp_path / "one.png"), halves(tmp_path / "two.png"))
+    (out / "three.jpg").write_text("mine")
+    rows = compare(out, halves(tmp_path / "two.png"), halves(tmp_path / "three.png"))
+    assert {row["figure"] for row in rows} == {"two.jpg", "three_2.jpg", ""}
+    found = sorted(path.name for path in out.iterdir())
+    assert found == ["contents.json", "places.csv", "three.jpg", "three_2.jpg", "two.jpg"]
+    assert (out / "three.jpg").read_text() == "mine"
+
+
+def test_pictures_are_not_replaced_by_their_figures(tmp_path):
+    halves(tmp_path / "two.jpg")
+    before = (tmp_path / "two.jpg").read_bytes()
+    rows = compare(tmp_path, tmp_path / "two.jpg")
+    assert rows[0]["figure"] == "two_2.jpg"
+    assert (tmp_path / "two.jpg").read_bytes() == before
+
+
+def test_no_file_that_can_be_read_leaves_the_results_of_before(tmp_path):
+    out = tmp_path / "out"
+    rows = compare(out, plain(tmp_path / "a.png", 0))
+    picture(200, 200).save(tmp_path / "b.jpg")
+    (tmp_path / "b.jpg").write_bytes((tmp_path / "b.jpg").read_bytes()[:3000])
+    with pytest.raises(InputError, match=r"b\.jpg: cannot be read"):
+        compare(out, tmp_path / "b.jpg")
+    with open(out / "places.csv", newline="") as lines:
+        assert list(csv.DictReader(lines)) == rows
+
+
+def test_cities_of_one_code_are_told_apart(tmp_path, capsys):
+    names = ["San Jose (SJ)", "Sankt Johann (SJ)", "Blue (BLU)"]
+    rows = compare(tmp_path / "out", halves(tmp_path / "two.png"), names=names)
+    assert {row["code"] for row in rows} == {*names[:2], "BLU"}
+    assert "San Jose (SJ) " in capsys.readouterr().out
 
 
 def test_what_the_windows_leave_over_is_covered_as_well(tmp_path):
