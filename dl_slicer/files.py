@@ -2,18 +2,24 @@
 
 import csv
 import os
+import platform
+import sys
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO
 
-from dl_slicer.cli import printable
+from dl_slicer.cli import InputError, printable
 
 try:
     import fcntl
 except ImportError:  # Windows has none
     fcntl = None
+
+NO_LOCKS = "start no second command with the same --out, it would not be noticed"
+_held: list[IO] = []  # the lock files that this process holds alone
 
 
 @contextmanager
@@ -47,7 +53,7 @@ def atomic(path: str | Path, mode: str = "wb", sync: bool = True, **options) -> 
 def clear_leftovers(folder: str | Path) -> None:
     """Remove what processes that were killed while writing left in a folder."""
     for path in Path(folder).glob(".*-????????.tmp"):
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def write_rows(path: str | Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
@@ -60,23 +66,119 @@ def write_rows(path: str | Path, header: Sequence[str], rows: Iterable[Sequence]
 
 
 @contextmanager
-def locked(folder: Path, shared: bool) -> Iterator[None]:
-    """Hold <folder>/.lock, alone or with others who share it; wait for those who do not.
+def hold(folder: str | Path) -> Iterator[None]:
+    """Hold a folder, which is made if it is not there, while a command writes into it.
 
-    A file system or a system without locks goes without.
+    Under torchrun process 0 holds it for all. A folder that was made for this and is empty at the
+    end goes again. InputError, naming the holder, if another process holds it.
     """
-    with ExitStack() as stack:
-        if fcntl is not None:
-            with suppress(OSError):
-                file = stack.enter_context(open(folder / ".lock", "w"))
-                how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-                try:
-                    fcntl.flock(file, how | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    print(
-                        f"{printable(folder)}: waiting for another process"
-                        " that works on this patch set",
-                        flush=True,
-                    )
-                    fcntl.flock(file, how)
+    if os.environ.get("RANK", "0") != "0":
         yield
+        return
+    folder = Path(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with _held_alone(folder):
+            yield
+    finally:
+        for path in made:
+            with suppress(OSError):  # it is not empty
+                path.rmdir()
+
+
+@contextmanager
+def locked(folder: Path, shared: bool) -> Iterator[None]:
+    """Hold <folder>/.lock, alone or with others who share it; wait for those who do not."""
+
+    def wait(file: IO) -> None:
+        print(
+            f"{printable(folder)}: waiting for another process that works on this patch set",
+            flush=True,
+        )
+
+    file = _take_lock(folder, shared, wait)
+    try:
+        yield
+    finally:
+        if file is not None:
+            file.close()
+
+
+@contextmanager
+def _held_alone(folder: Path) -> Iterator[None]:
+    def refuse(file: IO) -> None:
+        holder = os.pread(file.fileno(), 400, 0).decode(errors="replace").strip()
+        raise InputError(
+            f"{printable(folder)}: {printable(holder or 'another process')} writes into this"
+            " folder; wait until it has ended, or choose another --out"
+        )
+
+    file = _take_lock(folder, False, refuse)
+    if file is None:
+        yield
+        return
+    _held.append(file)
+    try:
+        with suppress(OSError):  # on a full disk the holder stays unnamed
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
+        yield
+    finally:
+        _held.remove(file)
+        with suppress(OSError):
+            os.unlink(file.name)
+        # Not only closed: a child that has its own copy would hold it on.
+        fcntl.flock(file, fcntl.LOCK_UN)
+        file.close()
+
+
+def _take_lock(folder: Path, shared: bool, if_busy: Callable[[IO], None]) -> IO | None:
+    """Give <folder>/.lock, open and locked. None, said once, where there are no locks.
+
+    if_busy: called with the file if others hold it; once it returns, they are waited for.
+    """
+    if fcntl is None:
+        _say_once(f"this system has no locks: {NO_LOCKS}")
+        return None
+    how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    path = folder / ".lock"
+    while True:
+        with ExitStack() as stack:
+            # The content is the holder's, so that opening must leave it.
+            file = stack.enter_context(open(path, "ab+", buffering=0))
+            try:
+                fcntl.flock(file, how | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if_busy(file)
+                fcntl.flock(file, how)
+            except OSError as error:
+                _say_once(f"{printable(folder)}: no locks here ({error.strerror}): {NO_LOCKS}")
+                return None
+            if _is_file_at(path, file):
+                stack.pop_all()
+                return file
+        # Its last holder removed the file after this process had opened it.
+
+
+def _is_file_at(path: Path, file: IO) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+@cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _let_go_in_child() -> None:
+    for file in _held:
+        file.close()
+
+
+if fcntl is not None:
+    # A process that was started to read patches may outlive one that was killed, which would
+    # still seem to hold its folder.
+    os.register_at_fork(after_in_child=_let_go_in_child)
