@@ -19,7 +19,7 @@ from dl_slicer.patch_sets.reading import ArrayPatches, JpegPatches
 
 @dataclass
 class Checkpoint:
-    """What a file of weights holds: tensors and plain types only.
+    """What a file of weights holds, by the keys of its dict: tensors and plain types only.
 
     The defaults are what a file of other people's is taken to mean.
     """

@@ -22,7 +22,7 @@ import numpy as np
 from dl_slicer import cities
 from dl_slicer.cli import InputError, printable
 
-# As published: a patch is 200 m by 200 m, and each half of it is in the next one, too.
+# As published: a patch is 200 m by 200 m, and overlaps the next one by half (--stride).
 PATCH_SIZE = 480  # pixels of the raster
 STRIDE = 240
 IMAGE_SIZE = 224  # pixels that the network sees
