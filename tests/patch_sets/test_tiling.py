@@ -165,6 +165,19 @@ def test_jpegs(preprocess, tmp_path):
         assert np.abs(np.asarray(jpeg, int) - np.asarray(crop, int)).mean() < 4
 
 
+def test_a_raster_of_11_bits_is_refused_by_name(preprocess, tmp_path):
+    """It would be read as nearly black."""
+    raw = make_raw(tmp_path / "raw")
+    deep = np.asarray(picture(150, 110).convert("L")).astype(np.uint16) << 3
+    Image.fromarray(deep).save(raw / "Aa (AAA)" / "site2" / "deep.tif")
+    lines = refused(preprocess, "site2/deep.tif: of its 16 bits a channel only values below 4096")
+    assert lines[1:] == [
+        "6 of 7 rasters are done and kept; mend the above and run the same command again"
+    ]
+    Image.fromarray(deep << 5).save(raw / "Aa (AAA)" / "site2" / "deep.tif")
+    preprocess()
+
+
 def test_no_space(preprocess, tmp_path, monkeypatch):
     make_raw(tmp_path / "raw")
     usage = Counter()
