@@ -395,14 +395,12 @@ def _region_of(row: Mapping[str, str], file: Path) -> Region:
         raise ValueError(f"no split is called {printable(region.split[:40])}")
     cities.check_name(region.city, f"{printable(file)}: city")
     cities.check_name(region.site, f"{printable(file)}: site")
-    # What region_name and array_file put behind a raster's name may be beyond the longest name.
-    paths = {
-        "raster": region.raster,
-        "region": region.region.removesuffix(f".{region.split}"),
-        "file": region.file.removesuffix(f".{region.split}.npy"),
-    }
-    for column, path in paths.items():
-        cities.check_path(path, f"{printable(file)}: {column}")
+    cities.check_path(region.raster, f"{printable(file)}: raster")
+    # What is named after something that was checked needs no check; it may be a little longer.
+    if region.region != region_name(region.raster, region.split):
+        cities.check_path(region.region, f"{printable(file)}: region")
+    if region.file != array_file(region.region):
+        cities.check_path(region.file, f"{printable(file)}: file")
     if not all(path.startswith(f"{region.city}/") for path in (region.region, region.raster)):
         raise ValueError("its region or its raster is none of its city")
     return region
