@@ -26,8 +26,9 @@ little in all else.
 # change its place, nor an argument that draws its place among the others.
 
 import argparse
+import io
 import math
-import os
+import multiprocessing
 import random
 import sys
 import time
@@ -36,11 +37,18 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
+
+# The script is started by its path, so that Python looks for modules beside it only.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dl_slicer import machine
+from dl_slicer.cli import InputError, Parser, number, printable, run
+from dl_slicer.files import atomic, clear_leftovers, hold
 
 METRES = 0.417  # a pixel of the raster
 FINE = 2  # drawn this much larger and averaged down, for smooth edges
@@ -521,7 +529,7 @@ class Rings:
 
     def blocks(self, style: Style) -> Iterator[Plot]:
         """The blocks of all rings but the last, with straight sides."""
-        for number, (inner, outer) in enumerate(zip(self.rings, self.rings[1:], strict=False)):
+        for index, (inner, outer) in enumerate(zip(self.rings, self.rings[1:], strict=False)):
             count = inner.count
             for i in range(count):
                 # Eight avenues lead to the centre.
@@ -530,7 +538,7 @@ class Rings:
                 spokes = (inner.radius * b, inner.radius * a, outer.radius * a, outer.radius * b)
                 yield Plot(
                     [complex(self.centre + spoke) for spoke in spokes],
-                    [half_width(style, number), near, half_width(style, number + 1), far],
+                    [half_width(style, index), near, half_width(style, index + 1), far],
                 )
 
     def round_off(self, points: np.ndarray) -> np.ndarray:
@@ -1776,17 +1784,14 @@ def render(
 
 
 def write(path: Path, *what: float) -> None:
-    """Draw one raster into a hidden file and rename it: what has the final name is complete.
+    """Draw one raster and write it: what has the final name is complete.
 
     what: the arguments of render().
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        render(*what).save(temporary, "JPEG", quality=90)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    jpeg = io.BytesIO()
+    render(*what).save(jpeg, "JPEG", quality=90)
+    with atomic(path, sync=False) as file:
+        file.write(jpeg.getbuffer())
 
 
 def city_names(count: int) -> list[str]:
@@ -1804,14 +1809,6 @@ def city_names(count: int) -> list[str]:
     return names[:count]
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, but a wrong flag gives one line instead of the whole usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the line and exit 2."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
 class Number(NamedTuple):
     """A flag that takes a whole number."""
 
@@ -1821,48 +1818,46 @@ class Number(NamedTuple):
     meaning: str
 
 
+# A square of more pixels is refused by Pillow, with which preprocessing.py reads it.
+LARGEST = math.isqrt(2 * Image.MAX_IMAGE_PIXELS)
+
 NUMBERS = {
-    "cities": Number(6, 1, 100, "cities"),
+    "cities": Number(6, 1, 100, "cities; preprocessing.py takes two or more"),
     "sites": Number(3, 2, 99, "sites of each city; the last one is held out, so two are needed"),
     "rasters": Number(1, 1, 999, "rasters of each site"),
-    "size": Number(2400, 480, 30000, "pixels a side; the published rasters have 4800"),
+    "size": Number(
+        2400,
+        480,
+        LARGEST,
+        "pixels a side, twice a patch at least, since held-out rasters are halved; the published"
+        " rasters have 4800",
+    ),
     "seed": Number(0, 0, 2**31 - 1, "another seed, other cities"),
     "alike": Number(
         1, 1, 100, "cities in a group that share kind of building, street pattern and roofs"
     ),
-    "workers": Number(os.cpu_count() or 1, 1, 1024, "processes"),
+    "workers": Number(machine.available_cores(), 1, 1024, "processes"),
 }
 
 
-def parse(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]:
-    """The command line. A wrong flag ends the program with one line and exit code 2."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("data/raw"),
-        help="folder to write to (default: %(default)s)",
-    )
-    for name, number in NUMBERS.items():
-        bounds = f"{number.least} to {number.most}, default: {number.default}"
+def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the flags; InputError if they are wrong."""
+    parser = Parser(__doc__)
+    parser.add_argument("--out", type=Path, default=Path("data/raw"), help="folder to write to")
+    for name, (default, least, most, meaning) in NUMBERS.items():
         parser.add_argument(
-            f"--{name}", type=int, default=number.default, help=f"{number.meaning} ({bounds})"
+            f"--{name}",
+            type=number(least=least, most=most),
+            default=default,
+            help=f"{meaning}; {least} to {most}",
         )
     parser.add_argument(
         "--light",
-        type=float,
+        type=number(float, least=0, most=3),
         default=1.0,
-        help="how much light and season differ between sites (0 to 3, default: 1)",
+        help="how much light and season differ between sites; 0 to 3",
     )
-    args = parser.parse_args(argv)
-    if not 0 <= args.light <= 3:
-        parser.error(f"--light {args.light}: must be 0 to 3")
-    for name, number in NUMBERS.items():
-        value = getattr(args, name)
-        if not number.least <= value <= number.most:
-            bounds = f"{number.least} to {number.most}"
-            parser.error(f"--{name} {value}: must be {bounds} ({number.meaning})")
-    return parser, args
+    return parser.parse_args(argv)
 
 
 def list_jobs(args: argparse.Namespace) -> list[tuple]:
@@ -1885,47 +1880,62 @@ def list_jobs(args: argparse.Namespace) -> list[tuple]:
 
 
 def draw_all(jobs: list[tuple], workers: int) -> None:
-    """Write all rasters, in so many processes; after a fault none is begun any more."""
+    """Write all rasters, in so many processes; after a fault or Ctrl-C they end at once."""
+    workers = min(workers, len(jobs))
     with (
-        ProcessPoolExecutor(min(workers, len(jobs))) as pool,
-        tqdm(total=len(jobs), unit="raster") as bar,
+        ProcessPoolExecutor(workers, machine.worker_processes(), machine.follow_parent) as pool,
+        tqdm(total=len(jobs), unit="raster", disable=None) as bar,
     ):
         try:
-            for done in as_completed([pool.submit(write, *job) for job in jobs]):
-                done.result()
+            with machine.interrupts_blocked():  # workers, which are started in here, inherit that
+                drawn = [pool.submit(write, *job) for job in jobs]
+            for future in as_completed(drawn):
+                future.result()
                 bar.update()
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.kill()
             raise
 
 
-def main(argv: list[str] | None = None) -> None:
+def clear_folders(jobs: list[tuple]) -> None:
+    """Remove what processes that were killed while they wrote left beside the rasters."""
+    for folder in {path.parent for path, *_ in jobs}:
+        clear_leftovers(folder)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Draw the sample that the command line asks for."""
-    parser, args = parse(argv)
+    args = read_flags(argv)
     start = time.time()
     jobs = list_jobs(args)
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        draw_all(jobs, args.workers)
-    except OSError as problem:
-        parser.error(f"cannot write to {args.out}: {problem}")
-    except BrokenProcessPool:
-        sys.exit(
-            f"{parser.prog}: error: a process was ended from outside, perhaps for want of memory;"
-            " try fewer --workers"
-        )
+    with hold(args.out):
+        clear_folders(jobs)
+        try:
+            draw_all(jobs, args.workers)
+        except (BrokenProcessPool, MemoryError):
+            raise InputError(
+                "a process was ended from outside or found no memory; run the same command again"
+                " with fewer --workers or a smaller --size"
+            ) from None
+        except KeyboardInterrupt:
+            sys.exit(
+                "interrupted; every raster in the folder is whole, the next call draws all anew"
+            )
+        finally:
+            clear_folders(jobs)
     rasters = {path for path in args.out.rglob("*.jpg") if not path.name.startswith(".")}
     others = rasters - {job[0] for job in jobs}
     if others:
         print(
-            f"note: {args.out} holds {len(others)} more rasters that this call did not write,"
-            f" such as {min(others)}"
+            f"note: {printable(args.out)} holds {len(others)} more rasters that this call did not"
+            f" write, such as {printable(min(others))}"
         )
     print(
-        f"{len(jobs)} rasters of {args.size} x {args.size} pixels in {args.out},"
+        f"{len(jobs)} rasters of {args.size} x {args.size} pixels in {printable(args.out)},"
         f" {time.time() - start:.0f} s"
     )
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
-from dl_slicer.cli import InputError, printable, warn
+from dl_slicer.cli import REFUSALS, InputError, printable, warn
 
 try:
     import fcntl
@@ -51,7 +51,7 @@ def atomic(path: str | Path, mode: str = "wb", sync: bool = True, **options) -> 
 
 def clear_leftovers(folder: str | Path) -> None:
     """Remove what processes that were killed while writing left in a folder."""
-    for path in Path(folder).glob(".*-????????.tmp"):
+    for path in Path(folder).glob(f".[0-9]*-{'[0-9a-f]' * 8}.tmp"):
         path.unlink(missing_ok=True)
 
 
@@ -76,7 +76,13 @@ def hold(folder: str | Path) -> Iterator[None]:
         return
     folder = Path(folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in REFUSALS:
+            raise
+        fault = f"{printable(folder)}: {error.strerror}; choose another --out"
+        raise InputError(fault) from None
     try:
         with _held_alone(folder):
             yield

@@ -6,8 +6,11 @@ Where a system lacks a call, the program does without what the call would have g
 import ctypes
 import multiprocessing
 import os
+import signal
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.context import BaseContext
 
 try:
@@ -82,3 +85,31 @@ def worker_processes() -> BaseContext:
     Forking is safe on Linux in a process that has started no threads, as preprocessing.py has not.
     """
     return multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+
+
+@contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    """Keep Ctrl-C waiting, also in processes that are started meanwhile, for as long as they run.
+
+    A terminal sends Ctrl-C to all its processes: the workers are to leave it to their parent.
+    Windows has no such call; there workers ignore Ctrl-C as soon as they have started.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def follow_parent() -> None:
+    """In a worker: leave Ctrl-C to the parent, and end as soon as it has ended, however it did."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -2,11 +2,8 @@
 
 import io
 import itertools
-import multiprocessing
-import os
 import shutil
 import signal
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -225,7 +222,9 @@ def tile_all(
     ):
         try:
             while not interrupts:
-                with _interrupts_blocked():  # workers, which are started in here, inherit that
+                with (
+                    machine.interrupts_blocked()
+                ):  # workers, which are started in here, inherit that
                     for job in itertools.islice(waiting, 2 * workers - len(running)):
                         running[pool.submit(work, job)] = job.raster
                 if not running:
@@ -283,30 +282,6 @@ def interrupts_held() -> Iterator[list]:
         handler(*interrupts[0])
 
 
-@contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Keep Ctrl-C waiting, also in processes that are started meanwhile, for as long as they run.
-
-    A terminal sends Ctrl-C to all its processes: the workers are to leave it to their parent.
-    Windows has no such call; there workers ignore Ctrl-C as soon as they have started.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
 def _start_worker() -> None:
-    """In a worker: leave Ctrl-C to the parent, and end as soon as it has ended, however it did."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    machine.follow_parent()
     machine.keep_memory()  # a forked worker has inherited that, another one has not
-
-    def watch() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

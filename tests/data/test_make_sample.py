@@ -2,14 +2,23 @@
 
 import csv
 import importlib.util
+import os
 import re
+import resource
+import signal
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from preprocessing_runs import alive, finish, wait_until_none_is_alive
+
+from dl_slicer import cli
+from dl_slicer.patch_sets import image_files
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPT = ROOT / "data" / "make_sample.py"
@@ -22,6 +31,34 @@ spec.loader.exec_module(make_sample)
 def run(out, *flags):
     line = [sys.executable, str(SCRIPT), "--out", str(out), "--size", "480", *flags]
     return subprocess.run(line, capture_output=True, text=True)
+
+
+def start(out, **options):
+    """A process that draws far more than a test waits for; options: of Popen."""
+    line = [sys.executable, str(SCRIPT), "--out", str(out), "--size", "480", "--rasters", "99"]
+    return subprocess.Popen(
+        [*line, "--workers", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
+
+
+def wait_for_a_raster(process, out):
+    deadline = time.time() + 60
+    while not list(out.rglob("2*.jpg")):
+        assert process.poll() is None, process.communicate()
+        assert time.time() < deadline
+        time.sleep(0.01)
+
+
+def said_in_one_line(done, code, *parts):
+    """An exit status and one line on stderr with all the parts in it."""
+    assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
+    for part in parts:
+        assert part in done.stderr
 
 
 def contents(folder):
@@ -119,6 +156,7 @@ def test_a_larger_sample_made_before_is_mentioned(sample):
     "flags",
     [
         "--size 479",
+        "--size 13378",
         "--size 31000",
         "--size big",
         "--cities 0",
@@ -135,7 +173,7 @@ def test_a_larger_sample_made_before_is_mentioned(sample):
 def test_bad_arguments(flags, tmp_path, capsys):
     out = tmp_path / "raw"
     with pytest.raises(SystemExit) as stop:
-        make_sample.main(["--out", str(out), *flags.split()])
+        cli.run(partial(make_sample.main, ["--out", str(out), *flags.split()]))
     error = capsys.readouterr().err
     assert stop.value.code == 2
     assert error.count("\n") == 1
@@ -144,22 +182,125 @@ def test_bad_arguments(flags, tmp_path, capsys):
     assert not out.exists()
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_the_largest_raster_is_one_that_preprocessing_reads(tmp_path):
+    for side, read in ((make_sample.LARGEST, True), (make_sample.LARGEST + 1, False)):
+        file = tmp_path / f"{side}.png"
+        Image.new("1", (side, side)).save(file)
+        if read:
+            with image_files.open_image(file) as image:
+                assert image.size == (side, side)
+            continue
+        with pytest.raises(image_files.UnreadableImage), image_files.open_image(file):
+            pass
+
+
 def test_out_is_a_file(tmp_path):
     out = tmp_path / "raw"
     out.write_text("here already")
-    done = run(out)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert str(out) in done.stderr
+    said_in_one_line(run(out), 2, str(out), "a file is in the way")
     assert out.read_text() == "here already"
+
+
+def test_out_cannot_be_made():
+    out = "/proc/self/raw"
+    said_in_one_line(run(out), 2, out, "choose another")
+
+
+def test_a_file_or_a_folder_in_the_way_of_a_raster(tmp_path):
+    """What was in the way stays, and nobody waits for the other rasters."""
+    names = make_sample.city_names(2)
+    (tmp_path / names[0]).write_text("here already")
+    said_in_one_line(run(tmp_path), 2, names[0], "a file is in the way")
+    assert (tmp_path / names[0]).read_text() == "here already"
+
+    (tmp_path / names[0]).unlink()
+    folder = tmp_path / names[0] / "site01" / "2020.jpg"
+    folder.mkdir(parents=True)
+    said_in_one_line(run(tmp_path), 2, str(folder), "a folder is in the way")
+    assert not [file for file in contents(tmp_path) if "/." in f"/{file}"]
+
+
+def test_a_disk_that_takes_no_more(tmp_path):
+    """Stood for by the limit on the size of a file: the lock fits, a raster does not."""
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (2000, 2000))
+    process = start(tmp_path / "raw", preexec_fn=limit)
+    code, _, errors = finish(process)
+    assert code == 2
+    assert errors.count("\n") == 1
+    assert "2020.jpg: File too large" in errors
+    assert not (tmp_path / "raw").exists() or contents(tmp_path) == {}
+
+
+def test_two_at_once_into_one_folder(tmp_path):
+    first = start(tmp_path)
+    wait_for_a_raster(first, tmp_path)
+    said_in_one_line(run(tmp_path), 2, str(tmp_path), f"process {first.pid} on ")
+    assert first.poll() is None
+    first.kill()
+    finish(first)
+    wait_until_none_is_alive(first.pid)
+    # A killed one stands in nobody's way, and what it was just writing goes.
+    half = tmp_path / make_sample.NAMES[0] / "site01" / ".123-0123abcd.tmp"
+    strangers = half.with_name(".mine-01234567.tmp")
+    for file in (half, strangers):
+        file.write_text("half a raster")
+    done = run(tmp_path, "--cities", "1", "--sites", "2")
+    assert done.returncode == 0, done.stderr
+    assert not half.exists()
+    assert strangers.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_their_parent(number, tmp_path):
+    process = start(tmp_path)
+    wait_for_a_raster(process, tmp_path)
+    assert len(alive(process.pid)) == 3
+    os.kill(process.pid, number)
+    wait_until_none_is_alive(process.pid)
+    assert finish(process)[0] == -number
+
+
+def test_ctrl_c_ends_all_with_one_line(tmp_path):
+    # As a terminal starts it; where the tests run in the background of a shell, SIGINT would be
+    # ignored. A terminal sends it to all processes.
+    unignored = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = start(tmp_path, preexec_fn=unignored)
+    wait_for_a_raster(process, tmp_path)
+    os.killpg(process.pid, signal.SIGINT)
+    code, _, errors = finish(process)
+    assert code == 1
+    assert errors.count("\n") == 1
+    assert "interrupted; every raster in the folder is whole" in errors
+    wait_until_none_is_alive(process.pid)
+    drawn = contents(tmp_path)
+    assert 0 < len(drawn) < 99
+    assert all(
+        file.endswith(".jpg") and "/." not in file for file in drawn
+    )  # no lock, nothing half
+    for file in drawn:
+        with Image.open(tmp_path / file) as image:
+            image.load()
+
+
+def test_a_worker_that_is_killed_is_said_in_one_line(tmp_path):
+    process = start(tmp_path)
+    wait_for_a_raster(process, tmp_path)
+    workers = set(alive(process.pid)) - {process.pid}
+    os.kill(min(workers), signal.SIGKILL)
+    code, _, errors = finish(process)
+    assert code == 2
+    assert errors.count("\n") == 1
+    assert "fewer --workers" in errors
+    wait_until_none_is_alive(process.pid)
 
 
 def test_nothing_half_written(tmp_path, monkeypatch):
     """A raster that fails while it is saved leaves what was there before, and no temporary file."""
 
     class Full:
-        def save(self, path, *args, **more):
-            Path(path).write_bytes(b"half a picture")
+        def save(self, file, *args, **more):
+            file.write(b"half a picture")
             raise OSError("no space left on device")
 
     target = tmp_path / "city" / "2020.jpg"
