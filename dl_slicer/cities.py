@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import PurePath
 
 from dl_slicer.cli import InputError, printable
@@ -56,6 +57,7 @@ def check_path(path: str, what: str) -> None:
     _refuse_fault(next(filter(None, faults), None), path, what)
 
 
+@lru_cache(maxsize=2**14)  # a set names each city and site hundreds of times
 def fault_of_name(name: str) -> str | None:
     """Say why no file or folder can have this name, for a line that begins with it; or None."""
     if name in ("", "..") or PurePath(name).name != name:
