@@ -341,7 +341,7 @@ def explain_raster(
             maps, probability, explained = rasters.blend(
                 method, pixels, windows.size, windows.step, prepare, target, show_progress
             )
-            evaluation.check_finite(torch.from_numpy(probability), torch.float32)
+            evaluation.check_finite(torch.from_numpy(probability.astype(np.float32)), torch.float32)
             title = f"{printable(file.name)}: {name} for {classes[explained]}"
             page = raster_figures.raster_figure(raster, probability, codes, title, maps)
             panels.save_jpeg(new / figure, page)

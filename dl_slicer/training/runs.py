@@ -17,7 +17,7 @@ from dl_slicer import cli, distributed, versions
 from dl_slicer.cli import InputError, printable
 from dl_slicer.distributed import RANK, WORLD
 from dl_slicer.files import atomic, clear_leftovers
-from dl_slicer.model import checkpoints, networks
+from dl_slicer.model import checkpoints, devices, networks
 from dl_slicer.model.checkpoints import Checkpoint
 from dl_slicer.patch_sets.reading import PatchSet
 from dl_slicer.training import averages, optimisers, recipes
@@ -167,7 +167,8 @@ class Run:
 
 def _own_states(run: Run) -> dict[str, dict]:
     """Give what each process has of its own within an epoch, as metrics of a checkpoint keep it."""
-    averages_of_process = torch.cat([each.flatten().cpu() for each in run.running_averages()])
+    on_cpu = [devices.to_cpu(each).flatten() for each in run.running_averages()]
+    averages_of_process = torch.cat(on_cpu)
     sums = torch.tensor([run.totals.loss, run.totals.correct], dtype=torch.float64)
     return {
         "of_each_process": {
