@@ -7,9 +7,13 @@ from affine import Affine
 from rasterio.crs import CRS
 from rasterio.warp import transform as transform_points
 
+from dl_slicer.patch_sets import gdal
+from dl_slicer.patch_sets.image_files import UnreadableImage
+
 # The WGS 84 ellipsoid.
 SEMI_MAJOR = 6_378_137.0
 ECCENTRICITY_SQUARED = 0.00669437999014
+NOWHERE = "lies where its coordinate system is not defined; correct its georeference, or replace it"
 DEGREES = CRS.from_epsg(4326)
 
 
@@ -19,10 +23,40 @@ def apply(transform: Affine, xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray
     return a * xs + b * ys + c, d * xs + e * ys + f
 
 
-def to_degrees(crs: CRS, xs, ys) -> tuple[np.ndarray, np.ndarray]:
-    """Longitudes and latitudes of points."""
-    longitudes, latitudes = transform_points(crs, DEGREES, xs, ys)
-    return np.asarray(longitudes), np.asarray(latitudes)
+def windowed(transform: Affine, x: float, y: float, factor: float = 1) -> Affine:
+    """The transform of a window that begins at a pixel, its pixels `factor` times as large."""
+    a, b, c, d, e, f = transform[:6]
+    return Affine(
+        a * factor, b * factor, a * x + b * y + c, d * factor, e * factor, d * x + e * y + f
+    )
+
+
+def convert(
+    system: CRS, other: CRS, xs: np.ndarray, ys: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates in another system; infinite where there are none."""
+    if system == other:
+        return xs, ys
+    try:
+        with gdal.session():
+            xs, ys = transform_points(system, other, xs, ys)
+    except UnreadableImage:
+        raise UnreadableImage(NOWHERE) from None
+    return np.asarray(xs), np.asarray(ys)
+
+
+def usable_system(*candidates: CRS | str | None) -> CRS | None:
+    """The first of some systems that places on the ground have, None if there is none."""
+    for candidate in candidates:
+        if candidate:
+            try:
+                with gdal.session():
+                    system = CRS.from_user_input(candidate)
+                    if system.is_geographic or system.is_projected:
+                        return system
+            except UnreadableImage:
+                continue
+    return None
 
 
 def metres_a_pixel(crs: CRS, transform: Affine, width: int, height: int) -> float | None:
@@ -32,7 +66,7 @@ def metres_a_pixel(crs: CRS, transform: Affine, width: int, height: int) -> floa
     """
     x, y = width / 2, height / 2
     corners = apply(transform, np.array([x, x + 1, x]), np.array([y, y, y + 1]))
-    longitudes, latitudes = to_degrees(crs, *corners)
+    longitudes, latitudes = convert(crs, DEGREES, *corners)
     if not np.isfinite([longitudes, latitudes]).all():
         return None
     here, right, below = _on_the_ellipsoid(longitudes, latitudes)

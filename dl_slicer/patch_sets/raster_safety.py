@@ -19,17 +19,6 @@ MAGIC = {
 }
 NO_IMAGE = "no JPEG, PNG or TIFF image that can be read; replace or delete it"
 
-# Beside a raster nothing is opened by GDAL (no overviews, masks, metadata), and no network.
-ENVIRONMENT = {
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-    "GDAL_PAM_ENABLED": "NO",
-    "GDAL_GEOREF_SOURCES": "INTERNAL",
-    "CPL_VSIL_CURL_ALLOWED_FILENAME": "none",
-    "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none",
-    "GDAL_HTTP_PROXY": "127.0.0.1:9",
-    "GDAL_HTTPS_PROXY": "127.0.0.1:9",
-}
-
 
 def kind_of(path: str | Path) -> str:
     """Give the name of the GDAL driver that may read a file, from its first bytes."""
