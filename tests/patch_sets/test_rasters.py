@@ -135,8 +135,10 @@ def test_large_photographs_look_as_small_ones_do(tmp_path, monkeypatch):
             assert isinstance(raster, gdal_rasters.WindowedRaster)
             strips = [raster.read(0, y, 211, min(50, 157 - y)) for y in range(0, 157, 50)]
             difference = np.abs(np.concatenate(strips).astype(int) - expected[name])
-            # Decoders of JPEGs fill in the colours between pixels in ways of their own.
-            assert difference.mean() <= (2 if name.endswith("jpg") else 0), name
+            # Decoders of JPEGs fill in the colours between pixels in ways of their own, and the 16
+            # bits of a TIFF's palette are rounded by GDAL 3.9.
+            tolerance = {".jpg": 2, "palette.tif": 1}
+            assert difference.mean() <= tolerance.get(name, tolerance.get(name[-4:], 0)), name
             assert raster.crs is None
 
 
