@@ -198,6 +198,17 @@ def test_what_has_no_windows_is_refused_when_it_is_large(tmp_path, monkeypatch):
         assert np.array_equal(whole(tmp_path / name), np.moveaxis(lines, 0, -1))
 
 
+def test_a_large_jpeg_2000_is_read_if_it_has_tiles(tmp_path, monkeypatch):
+    monkeypatch.setattr(rasters, "WHOLE", 400_000)
+    pixels = noise(1100, 900)
+    options = {"QUALITY": 100, "REVERSIBLE": "YES"}
+    tiled = write(tmp_path / "tiled.jp2", pixels, "JP2OpenJPEG", BLOCKYSIZE=256, **options)
+    assert np.array_equal(whole(tiled), np.moveaxis(pixels, 0, -1))
+    piece = write(tmp_path / "x.jp2", pixels, "JP2OpenJPEG", BLOCKYSIZE=900)
+    with pytest.raises(UnreadableImage, match="compressed in one piece"):
+        whole(piece)
+
+
 def test_bands_are_the_first_three_or_those_that_are_named(tmp_path):
     pixels = noise(60, 50, 4)
     rows = np.moveaxis(pixels, 0, -1)
