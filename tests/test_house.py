@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "results": {"common", "patch_sets", "model", "results", "relevance_cam"},
     "report": {"report"},  # and three of the common modules
     "relevance_cam": {"relevance_cam"},
-    "data": {"common"},
+    "data": {"common", "patch_sets", "model"},
 }
 REPORT_MAY_IMPORT = {"dl_slicer.cli", "dl_slicer.files", "dl_slicer.cities"}
 LONGEST_FUNCTION = 60
