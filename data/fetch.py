@@ -94,9 +94,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             record = fetching.fetch(request)
         except NoLevel as error:
-            print(f"what there is:\n{chr(10).join(layout.tree(error.files))}")
-            print("find in it what is wanted, and go on by hand:")
-            print("\n".join(f"    {command}" for command in by_hand(request)), flush=True)
+            by_hand = [f"    {command}" for command in commands_by_hand(request)]
+            lines = ["what there is:", *error.tree, "look for the level, and go on by hand:"]
+            print("\n".join([*lines, *by_hand]), flush=True)
             raise InputError(f"{error}; see above") from None
     print(f"{record['repository']}, revision {record['revision']}, in {printable(args.out)}\n")
     compare = {"raw": compare_raw, "processed": compare_processed, "models": compare_models}
@@ -132,7 +132,7 @@ def read_request(args: argparse.Namespace, cities: layout.Cities) -> Request:
     return Request(args.what, repository, args.out, choose, wanted, find)
 
 
-def by_hand(request: Request) -> list[str]:
+def commands_by_hand(request: Request) -> list[str]:
     """Give the two commands with which a user goes on where no level fits."""
     out = shlex.quote(str(request.out))
     work = shlex.quote(str(request.work))
@@ -381,6 +381,8 @@ def describe(path: Path) -> Model | str | None:
         if not file.read(2).startswith(WEIGHTS):
             return None
     # torch takes seconds, and rasters need none.
+    import torch
+
     from dl_slicer.model import checkpoints, networks
 
     try:
@@ -390,7 +392,8 @@ def describe(path: Path) -> Model | str | None:
     if found.arch is None:
         return "weights of no ResNet that torchvision has"
     classes = len(found.model["fc.weight"])
-    network = networks.new_network(found.arch, classes)
+    with torch.device("meta"):  # the layers without their weights
+        network = networks.new_network(found.arch, classes)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return Model(found.arch, parameters, classes, found.classes is not None)
 

@@ -1,6 +1,8 @@
 """Archives of other people's, unpacked into a folder and nowhere else, or refused by name."""
 
+import errno
 import gzip
+import lzma
 import os
 import re
 import shutil
@@ -32,12 +34,12 @@ MOST_MEMBERS = 2_000_000
 MOST_FOLDERS = 32
 LARGEST_HEADER = 2**20  # bytes of a name in a tar archive, which tarfile would read whole
 
-# What a damaged or made-up archive has zipfile, tarfile and gzip raise.
+# What a damaged or made-up archive has zipfile, tarfile and gzip raise, besides OSError.
 DAMAGES = (
     zipfile.BadZipFile,
     tarfile.TarError,
-    gzip.BadGzipFile,
     zlib.error,
+    lzma.LZMAError,
     struct.error,
     EOFError,
     NotImplementedError,
@@ -96,17 +98,27 @@ def unpack(archive: Path, folder: Path, wanted: Callable[[PurePosixPath], bool])
     try:
         _unpack_into(archive, temporary, wanted)
         os.rename(temporary, folder)
-    except (_Refused, *DAMAGES) as error:
-        shutil.rmtree(temporary)
-        reason = printable(" ".join(str(error).split())[:300] or type(error).__name__)
-        what = "" if isinstance(error, _Refused) else "damaged, or no zip or tar archive: "
-        raise InputError(
-            f"{printable(archive)}: {what}{reason}; nothing of it was unpacked: tell those who"
-            " published it"
-        ) from None
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        fault = _fault_of_archive(error)
+        if fault is None:
+            raise
+        raise InputError(
+            f"{printable(archive)}: {fault}; nothing of it was unpacked: tell those who published"
+            " it"
+        ) from None
+
+
+def _fault_of_archive(error: BaseException) -> str | None:
+    """Say what an error says of an archive; None if it says nothing, such as a full disk."""
+    reason = printable(" ".join(str(error).split())[:300] or type(error).__name__)
+    if isinstance(error, _Refused):
+        return reason
+    # EINVAL: it sends zipfile to a place before the beginning of the file.
+    is_no_disk = isinstance(error, OSError) and error.errno in (None, errno.EINVAL)
+    if is_no_disk or isinstance(error, DAMAGES):
+        return f"damaged, or no zip or tar archive ({reason})"
+    return None
 
 
 def _unpack_into(archive: Path, folder: Path, wanted: Callable[[PurePosixPath], bool]) -> None:

@@ -17,7 +17,7 @@ from dl_slicer.cli import InputError, printable, say
 from dl_slicer.files import atomic, clear_leftovers
 from dl_slicer.hub import archives, downloads
 from dl_slicer.hub.downloads import RemoteFile, Repository
-from dl_slicer.hub.layout import is_junk
+from dl_slicer.hub.layout import is_junk, tree
 
 WORK = ".fetch"
 STAGES = ("download", "unpacked", "nested")  # each holds what was unpacked from the one before
@@ -30,9 +30,9 @@ Places = dict[PurePosixPath, list[Path]]
 class NoLevel(InputError):
     """What was fetched has no layout that is known."""
 
-    def __init__(self, message: str, files: list[PurePosixPath]):
+    def __init__(self, message: str, lines: list[str]):
         super().__init__(message)
-        self.files = files  # what there is
+        self.tree = lines  # of what there is
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _list(request: Request) -> dict:
         by_path = {PurePosixPath(file.path): file for file in files}
         chosen = [by_path[path] for path in request.choose(list(by_path))]
         if not chosen:
-            raise NoLevel(f"{request.repository.page}: no {request.what} in it", list(by_path))
+            raise NoLevel(f"{request.repository.page}: no {request.what} in it", tree(by_path))
         listing = {
             "what": request.what,
             "repository": request.repository.name,
@@ -196,9 +196,10 @@ def _plan(request: Request) -> None:
     """Find what is to be moved where, and write that down; InputError if files are in the way."""
     places = request.find(request.stages)
     if not places:
+        inside = [path.relative_to(WORK) for path in left_over(request.out)]
         raise NoLevel(
             f"{printable(request.out)}: what came has no layout that is known",
-            left_over(request.out),
+            tree(inside, depth=4),  # the first one is that of the stage
         )
     taken = [
         path
