@@ -95,7 +95,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             record = fetching.fetch(request)
         except NoLevel as error:
             by_hand = [f"    {command}" for command in commands_by_hand(request)]
-            lines = ["what there is:", *error.tree, "look for the level, and go on by hand:"]
+            reasons = no_models(args.out) if args.what == "models" else []
+            lines = ["what there is:", *error.tree, *reasons]
+            lines.append("look for the level, and go on by hand:")
             print("\n".join([*lines, *by_hand]), flush=True)
             raise InputError(f"{error}; see above") from None
     print(f"{record['repository']}, revision {record['revision']}, in {printable(args.out)}\n")
@@ -165,7 +167,7 @@ def changes(out: Path, record: Mapping) -> Iterator[str]:
             )
     left = fetching.left_over(out)
     if left:
-        yield f"no place is known for {len(left)} files that came: {names_of(left)}"
+        yield f"came, but have no place ({len(left)}): {names_of(left)}"
     tops = {PurePosixPath(name).parts[0] for name in record["places"]}
     others = sorted(
         path.name
@@ -279,9 +281,9 @@ def differing_sizes(
         by_size[size].append(path)
     for size, paths in sorted(by_size.items(), key=lambda item: item[0] or (0, 0)):
         if size is None:
-            yield f"cannot be read: {len(paths)} pictures: {names_of(paths, len(paths))}"
+            yield f"cannot be read ({len(paths)}): {names_of(paths, len(paths))}"
         elif size != usual:
-            yield f"of {size[0]} x {size[1]} pixels: {len(paths)} pictures: {names_of(paths)}"
+            yield f"of {size[0]} x {size[1]} pixels ({len(paths)}): {names_of(paths)}"
 
 
 def repeated_names(rasters: Iterable[Raster]) -> Iterator[str]:
@@ -422,6 +424,11 @@ def compare_models(out: Path, names: list[str], cities: layout.Cities) -> Iterat
     others = sorted(arch for arch in found if arch not in ARCHS and found[arch])
     if others:
         yield f"not among the paper's networks: {names_of(others)}"
+    yield from no_models(out)
+
+
+def no_models(out: Path) -> Iterator[str]:
+    """Say why files of weights that came are no networks of ours."""
     for path in fetching.left_over(out):
         reason = describe(out / path)
         if isinstance(reason, str):

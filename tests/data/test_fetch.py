@@ -225,9 +225,7 @@ def test_a_killed_download_goes_on(tmp_path):
     assert begins[0] == 0 and begins[1] >= 20_000 - 8192 and begins[2] >= 60_000 - 8192
     assert ", 6" in done.stdout and "of them before" in done.stdout
     assert contents(out) == RAW
-    assert (
-        "no place is known for 1 files that came: .fetch/unpacked/raw/noise/read.bin" in done.stdout
-    )
+    assert "came, but have no place (1): .fetch/unpacked/raw/noise/read.bin" in done.stdout
 
 
 class Killed(BaseException):
@@ -423,8 +421,8 @@ def test_what_was_found_is_compared_with_the_paper(tmp_path, capsys):
         "- 9 rasters, 1585 in the paper",
         "- sites: Istambul (IST) has 1: only",
         "- sites: Nowhere has 2: site1, site2",
-        "- cannot be read: 1 pictures: Almaty (ALA)/site3/2021.png",
-        "- of 96 x 48 pixels: 1 pictures: Almaty (ALA)/site3/2020.png",
+        "- cannot be read (1): Almaty (ALA)/site3/2021.png",
+        "- of 96 x 48 pixels (1): Almaty (ALA)/site3/2020.png",
         "- names that repeat within a city: 3 in 3 cities, such as 2020 in Almaty (ALA)",
     ):
         assert f"\n{line}" in said, line
@@ -470,4 +468,12 @@ def test_models_are_known_by_their_content(tmp_path, capsys):
     assert "- missing of resnet50: best.pth, last.pth" in said
     assert "missing of resnet18" not in said
     assert "- no network: .fetch/download/models/vit.pth: weights of no ResNet" in said
-    assert "- no place is known for 2 files that came" in said
+    assert "- came, but have no place (2): .fetch/download/README.md, " in said
+
+
+def test_why_a_file_is_no_model_is_said(tmp_path, capsys):
+    files = {"models/best.pth": b"PK nothing", "README.md": b"hello"}
+    unknown = pytest.raises(InputError, match="no layout that is known")
+    with serving(files, MODELS) as hub, unknown:
+        run(hub, tmp_path, what="models")
+    assert "no network: .fetch/download/models/best.pth: " in capsys.readouterr().out
