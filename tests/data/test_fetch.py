@@ -173,6 +173,16 @@ def test_processed_patches_come_by_split(tmp_path, files, capsys):
     assert f"{'train patches':<36}{6:>12}{'about 453000':>12}" in said
 
 
+@pytest.mark.parametrize(("what", "files"), [("raw", RAW), ("processed", PROCESSED)])
+def test_where_names_say_nothing_the_folders_of_splits_do(tmp_path, capsys, what, files):
+    both = zipped(below("pictures", RAW) | below("workspace/v9_240", PROCESSED))
+    with serving({"raw_and_processed.zip": both}) as hub:
+        run(hub, tmp_path / "out", what=what)
+    assert contents(tmp_path / "out") == files
+    rest = len(RAW) + len(PROCESSED) - len(files)
+    assert f"came, but have no place ({rest}): .fetch/unpacked/" in capsys.readouterr().out
+
+
 def test_preprocessing_reads_what_was_fetched(tmp_path, preprocess):
     with serving(LAYOUTS["one zip"]) as hub:
         run(hub, tmp_path / "raw")

@@ -130,6 +130,7 @@ OUTSIDE = [
 def test_a_name_that_leads_outside_is_refused(tmp_path, pack, name):
     said = refusal(pack({"fine.jpg": b"1", name: b"2"}), tmp_path / "")
     assert "its member" in said and "fine" not in said
+    assert ("leads out of the folder" in said) == (".." in name)
 
 
 def made_tar(**attributes):
