@@ -6,6 +6,7 @@ a repository and says what an answer means; the bytes are received here, by rang
 
 import hashlib
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
@@ -317,12 +318,17 @@ class _Receiver:
             self.bar.update(count)
 
     def _wait(self, error: Exception | None, failures: int) -> None:
-        seconds = PAUSE * 2 ** (failures - 1)
-        said = error.response.headers.get("Retry-After", "") if _status(error) else ""
-        if said.isdigit():
-            seconds = min(int(said), LONGEST_PAUSE)
-        if self.stop.wait(seconds):
+        if self.stop.wait(_pause(error, failures)):
             raise _Stopped
+
+
+def _pause(error: Exception | None, failures: int) -> float:
+    """Seconds to wait before the next try: what the hub says, else longer from try to try."""
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    said = re.fullmatch(r"(\d+)", headers.get("Retry-After", ""))
+    # As in "resolvers";r=0;t=55: none are left, new ones come in 55 seconds.
+    said = said or re.search(r"\br *= *0 *; *t *= *(\d+)", headers.get("RateLimit", ""))
+    return min(int(said[1]), LONGEST_PAUSE) if said else PAUSE * 2 ** (failures - 1)
 
 
 def _status(error: Exception | None) -> int | None:

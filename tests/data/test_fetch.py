@@ -315,12 +315,14 @@ def test_a_folder_of_that_name_that_is_not_ours_is_refused(tmp_path):
     (tmp_path / "a" / ".fetch").mkdir(parents=True)
     (tmp_path / "a" / ".fetch" / "mine").write_text("")
     (tmp_path / "b").mkdir()
-    (tmp_path / "b" / ".fetch").symlink_to(tmp_path / "a")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "b" / ".fetch").symlink_to(tmp_path / "empty")
     with serving(RAW) as hub:
         for name in "ab":
             with pytest.raises(InputError, match="not made by this program"):
                 run(hub, tmp_path / name)
     assert sorted(path.name for path in (tmp_path / "a").rglob("*")) == [".fetch", "mine"]
+    assert list((tmp_path / "empty").iterdir()) == []
 
 
 def test_raw_and_processed_need_two_folders(tmp_path):

@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import socket
 import sys
+from types import SimpleNamespace
 
 import pytest
 from small_hub import DATASET, REVISION, serving
@@ -120,6 +121,23 @@ def test_a_busy_hub_is_asked_again_after_the_time_it_names(tmp_path):
         hub.refuses = {"/resolve/": (429, {"Retry-After": "0"})}
         assert "answers with 429" in refusal(hub, tmp_path)
         assert len([path for _, path, _, _ in hub.asked if "small.txt" in path]) <= downloads.TRIES
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "7"}, 7),
+        ({"Retry-After": "99999"}, downloads.LONGEST_PAUSE),
+        ({"RateLimit": '"resolvers";r=0;t=55'}, 55),
+        ({"RateLimit": '"resolvers";r=12;t=55'}, 8),
+        ({}, 8),
+    ],
+)
+def test_a_pause_is_as_long_as_the_hub_says(monkeypatch, headers, seconds):
+    monkeypatch.setattr(downloads, "PAUSE", 1.0)
+    error = SimpleNamespace(response=SimpleNamespace(headers=headers))
+    assert downloads._pause(error, 4) == seconds
+    assert downloads._pause(None, 1) == 1
 
 
 @pytest.mark.parametrize(
