@@ -60,6 +60,9 @@ def test_the_command_line(tmp_path):
 def test_flags_that_are_refused(tmp_path, capsys):
     for flags, message in (
         ("--stride 0", "argument --stride: '0': must be a whole number at least 1"),
+        (f"--stride {2**31 + 1}", "must be a whole number at least 1 and at most 2147483648"),
+        (f"--patch-size {2**31 + 1}", "--patch-size"),
+        ("--image-size 4097", "must be a whole number at least 1 and at most 4096"),
         ("--stride 25", "the nearest that works: --stride 15 or 30"),
         ("--patch-size -5", "--patch-size"),
         ("--image-size 1.5", "--image-size"),
@@ -100,6 +103,12 @@ def test_summary(preprocess, tmp_path, capsys):
     output = capsys.readouterr().out
     assert "test_b: fewer than 7 test patches, so all of them, in 2 cities: AAA, BBB" in output
     assert "nothing was left to tile" in output
+
+
+def test_cities_of_one_code_are_told_apart_in_the_summary(preprocess, tmp_path, capsys):
+    make_raw(tmp_path / "raw", cities=["San Jose (SJC)", "San José (SJC)", "Aa (AAA)"])
+    preprocess("--test-b", 7)
+    assert "in 3 cities: AAA, San Jose (SJC), San José (SJC)\n" in capsys.readouterr().out
 
 
 def test_bad_rasters_are_all_named_and_the_good_ones_kept(preprocess, tmp_path, capsys):

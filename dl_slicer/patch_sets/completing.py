@@ -38,7 +38,7 @@ def complete(request: Request, done: Mapping[str, Sequence[Region]]) -> dict[str
     }
     copies = _copies_in_test_b(out, drawn) if request.jpegs else {}
     texts_stand = all(_has_text(out / name, text) for name, text in texts.items())
-    if texts_stand and all(os.path.exists(copy) for copy in copies):
+    if texts_stand and all(_has_content(copy) for copy in copies):
         return description
 
     (out / on_disk.DESCRIPTION).unlink(missing_ok=True)
@@ -96,6 +96,11 @@ def _copies_in_test_b(out: Path, drawn: Iterable[Window]) -> dict[str, str]:
 
 def _has_text(path: Path, text: str) -> bool:
     return path.is_file() and path.read_bytes() == text.encode()
+
+
+def _has_content(path: str) -> bool:
+    # A power cut leaves files empty.
+    return os.path.isfile(path) and os.path.getsize(path) > 0
 
 
 def _write_to_disk() -> None:

@@ -39,21 +39,13 @@ def find_rasters(raw: Path, out: Path) -> list[Job]:
             f"{printable(out)}: lies inside the raw folder {printable(raw)}; choose another --out"
         )
     faults: list[str] = []
-    cities: dict[str, list[RasterFile]] = defaultdict(list)
-    for path, status in _walk(raw, faults):
-        inside = path.relative_to(raw)
-        fault = _fault_of_path(raw, inside, status)
-        if fault:
-            faults.append(f"{printable(path)}: {fault}")
-        elif not stat.S_ISDIR(status.st_mode):
-            city, site, *_ = inside.parts
-            stamp = [status.st_size, status.st_mtime_ns]
-            cities[city].append(RasterFile(site, inside.as_posix(), stamp))
-    if not cities and not faults:
+    cities, shallow = _find_files(raw, faults)
+    if not cities and not shallow and not faults:
         raise InputError(
             f"{printable(raw)}: no rasters in it;"
             " expected <City (CODE)>/<site>/<raster>.jpg (or png, tif)"
         )
+    faults += _faults_of_shallow(raw, shallow, bool(cities))
     faults += _faults_of_names(raw, cities)
     if len(cities) == 1:
         faults.append(_fault_of_one_city(raw, *cities.items()))
@@ -64,6 +56,29 @@ def find_rasters(raw: Path, out: Path) -> list[Job]:
     if faults:
         raise InputError("\n".join(faults))
     return jobs
+
+
+def _find_files(raw: Path, faults: list[str]) -> tuple[dict[str, list[RasterFile]], list[Path]]:
+    """Give the rasters of each city, and paths of those that lie in no site's folder.
+
+    What cannot be used goes into faults.
+    """
+    cities: dict[str, list[RasterFile]] = defaultdict(list)
+    shallow = []
+    for path, status in _walk(raw, faults):
+        inside = path.relative_to(raw)
+        fault = _fault_of_path(status)
+        if fault:
+            faults.append(f"{printable(path)}: {fault}")
+        elif stat.S_ISDIR(status.st_mode):
+            continue
+        elif len(inside.parts) < 3:
+            shallow.append(inside)
+        else:
+            city, site, *_ = inside.parts
+            stamp = [status.st_size, status.st_mtime_ns]
+            cities[city].append(RasterFile(site, inside.as_posix(), stamp))
+    return cities, shallow
 
 
 def _walk(raw: Path, faults: list[str]) -> Iterator[tuple[Path, os.stat_result]]:
@@ -80,21 +95,50 @@ def _walk(raw: Path, faults: list[str]) -> Iterator[tuple[Path, os.stat_result]]
             yield path, path.lstat()
 
 
-def _fault_of_path(raw: Path, inside: Path, status: os.stat_result) -> str | None:
+def _fault_of_path(status: os.stat_result) -> str | None:
     """Say what is wrong with a folder or an image in the raw folder, and what to do; or None."""
     if stat.S_ISLNK(status.st_mode):
         return (
             "a symbolic link, these are not followed;"
             " put what it points to in its place (cp -rL does)"
         )
-    if stat.S_ISDIR(status.st_mode):
+    if stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode):
         return None
-    if not stat.S_ISREG(status.st_mode):
-        return "no regular file; delete it"
-    if len(inside.parts) < 3:
-        place = f"{printable(raw)}/<City (CODE)>/<site>/{printable(inside.name)}"
-        return f"a raster must lie in a site's folder, {place}"
-    return None
+    return "no regular file; delete it"
+
+
+def _faults_of_shallow(raw: Path, shallow: list[Path], has_cities: bool) -> list[str]:
+    """A line for each raster that lies in no site's folder; one for all where --raw is too low."""
+    if shallow and not has_cities:
+        level = _level_above(raw, 3 - max(len(inside.parts) for inside in shallow))
+        if _has_two_cities(level):
+            return [
+                f"{printable(raw)}: its rasters lie in no folders <City (CODE)>/<site>, the first"
+                f" is {printable(min(shallow))}; it may be one of the cities or sites itself:"
+                f" --raw {printable(level)}"
+            ]
+    place = f"{printable(raw)}/<City (CODE)>/<site>"
+    return [
+        f"{printable(raw / inside)}: a raster must lie in a site's folder,"
+        f" {place}/{printable(inside.name)}"
+        for inside in shallow
+    ]
+
+
+def _level_above(folder: Path, levels: int) -> Path:
+    for _ in range(levels):
+        folder = Path(os.path.dirname(os.path.abspath(folder)))
+    return folder
+
+
+def _has_two_cities(raw: Path) -> bool:
+    cities = set()
+    for path in raw.glob("*/*/*"):
+        if image_files.is_image_name(path.name):
+            cities.add(path.parts[-3])
+        if len(cities) == 2:
+            return True
+    return False
 
 
 def _faults_of_names(raw: Path, cities: Mapping[str, list[RasterFile]]) -> Iterator[str]:

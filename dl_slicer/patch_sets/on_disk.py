@@ -27,7 +27,7 @@ PATCH_SIZE = 480  # pixels of the raster
 STRIDE = 240
 IMAGE_SIZE = 224  # pixels that the network sees
 
-LARGEST_IMAGE = 4096  # pixels of a side that a set to be read may have
+LARGEST_IMAGE = 4096  # pixels of a side that a stored patch may have
 LARGEST_NUMBER = 2**31  # of pixels or windows: products of two still fit into 64 bits
 
 FORMAT = 1
@@ -168,7 +168,7 @@ def each_window(regions: Iterable[Region]) -> Iterator[Window]:
 
 def region_name(raster: str, split: str) -> str:
     """Give what the part of a raster that belongs to a split is called."""
-    return f"{Path(raster).with_suffix('').as_posix()}.{split}"
+    return f"{os.path.splitext(raster)[0]}.{split}"
 
 
 def array_file(region: str) -> str:
@@ -357,21 +357,23 @@ def _are_counts(value: object) -> bool:
 
 def _damaged(file: Path, why: str) -> InputError:
     return InputError(
-        f"{printable(file)}: damaged, or not written by preprocessing.py ({why});"
-        " delete this file and run preprocessing.py again"
+        f"{printable(file)}: damaged, or not written by preprocessing.py ({why}); move it away"
+        " and run preprocessing.py again as before, with the same --seed and --test-b, it makes"
+        " this file alone anew"
     )
 
 
 def load_regions(root: str | Path, split: str | None = None) -> list[Region]:
     """The rows of regions.csv, of one split or of all. InputError if they cannot be right."""
     file = Path(root, REGIONS)
+    where = printable(file)
     # One object for equal values: a third of the memory of hundreds of thousands of rows.
     shared: dict[str | int, str | int] = {}
     arrays = set()  # of all splits: no array may be in two of them
     names = set()
 
     def keep(row: Mapping[str, str]) -> Region | None:
-        region = _region_of(row, file)
+        region = _region_of(row, where)
         if region.file in arrays or region.region in names:
             raise ValueError("a region or its file stands above")
         arrays.add(region.file)
@@ -384,8 +386,11 @@ def load_regions(root: str | Path, split: str | None = None) -> list[Region]:
     return [region for region in rows if region is not None]
 
 
-def _region_of(row: Mapping[str, str], file: Path) -> Region:
-    """A row of regions.csv. ValueError or InputError if it contradicts itself or leads outside."""
+def _region_of(row: Mapping[str, str], where: str) -> Region:
+    """A row of regions.csv. ValueError or InputError if it contradicts itself or leads outside.
+
+    where: the file, for what is said.
+    """
     values = {
         column: _whole_number(row, column) if column in NUMBERS else row[column]
         for column in Region._fields
@@ -393,14 +398,14 @@ def _region_of(row: Mapping[str, str], file: Path) -> Region:
     region = Region(**values)
     if region.split not in ("train", "val", "test"):
         raise ValueError(f"no split is called {printable(region.split[:40])}")
-    cities.check_name(region.city, f"{printable(file)}: city")
-    cities.check_name(region.site, f"{printable(file)}: site")
-    cities.check_path(region.raster, f"{printable(file)}: raster")
+    cities.check_name(region.city, f"{where}: city")
+    cities.check_name(region.site, f"{where}: site")
+    cities.check_path(region.raster, f"{where}: raster")
     # What is named after something that was checked needs no check; it may be a little longer.
     if region.region != region_name(region.raster, region.split):
-        cities.check_path(region.region, f"{printable(file)}: region")
+        cities.check_path(region.region, f"{where}: region")
     if region.file != array_file(region.region):
-        cities.check_path(region.file, f"{printable(file)}: file")
+        cities.check_path(region.file, f"{where}: file")
     if not all(path.startswith(f"{region.city}/") for path in (region.region, region.raster)):
         raise ValueError("its region or its raster is none of its city")
     return region

@@ -19,7 +19,7 @@ def find_finished(request: Request, jobs: Iterable[Job]) -> dict[str, list[Regio
     """{raster: its regions} of the jobs whose result is there and still holds.
 
     It holds where the raster, its role and the settings are the same, and all files have their
-    size. InputError if the settings are others: sets are not mixed.
+    size, arrays also their header. InputError if the settings are others: sets are not mixed.
     """
     finished = {}
     for job in jobs:
@@ -50,8 +50,7 @@ def _files_are_complete(request: Request, regions: Iterable[Region]) -> bool:
 def _arrays_are_complete(request: Request, regions: Iterable[Region]) -> bool:
     try:
         return all(
-            os.path.getsize(request.out / region.file)
-            == on_disk.array_bytes(region.rows, region.cols, request.settings)
+            on_disk.is_array(request.out / region.file, region.rows, region.cols, request.settings)
             for region in regions
         )
     except OSError:

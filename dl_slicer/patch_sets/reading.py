@@ -146,8 +146,8 @@ class ArrayPatches:
             file = f"{self.root}/{region.file}"
             if not on_disk.is_array(file, region.rows, region.cols, self.settings):
                 raise InputError(
-                    f"{printable(file)}: missing or not whole; delete it if it is there, and"
-                    " run preprocessing.py again, it makes only what is missing"
+                    f"{printable(file)}: missing or not whole; run preprocessing.py again, it"
+                    " makes only what is missing"
                 )
 
     def _check_counts(self) -> None:

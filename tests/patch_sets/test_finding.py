@@ -215,6 +215,23 @@ def test_fewer_than_two_cities_and_the_level_that_fits(preprocess, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_city_or_a_site_as_the_raw_folder_and_the_level_that_fits(
+    preprocess, tmp_path, monkeypatch
+):
+    raw = make_raw(tmp_path / "raw")
+    for folder in ("Aa (AAA)", "Aa (AAA)/site1"):
+        (line,) = refused(partial(preprocess, raw=raw / folder), "one of the cities or sites")
+        assert line.endswith(f"--raw {raw}")
+    monkeypatch.chdir(raw / "Aa (AAA)" / "site1")
+    (line,) = refused(partial(preprocess, raw="."), "the first is 2020.png")
+    assert line.endswith(f"--raw {raw}")
+    # Above a lonely city there is nothing that fits: what is expected is said of each raster.
+    make_raw(tmp_path / "a" / "b", cities=["Aa (AAA)"], sites=2)
+    lines = refused(partial(preprocess, raw=tmp_path / "a" / "b" / "Aa (AAA)"))
+    assert len(lines) == 2
+    assert all("a raster must lie in a site's folder" in line for line in lines)
+
+
 def test_links_pipes_and_folders_of_odd_names(preprocess, tmp_path):
     raw = make_raw(tmp_path / "raw")
     outside = make_raw(tmp_path / "outside") / "Aa (AAA)"
