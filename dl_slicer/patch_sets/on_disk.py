@@ -5,6 +5,7 @@ an interrupted run leaves, is the business of tiling and completing.
 """
 
 import csv
+import errno
 import io
 import json
 import math
@@ -42,6 +43,7 @@ ARRAY_HEADER = 128  # bytes that NumPy's header of a three-dimensional array tak
 
 TABLES = (DESCRIPTION, REGIONS, TEST_B)  # the files that speak of all rasters
 
+NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 NOT_READABLE = (OSError, KeyError, TypeError, ValueError, csv.Error)  # what a damaged table raises
 
 
@@ -241,7 +243,8 @@ def has_jpegs(root: str | Path) -> bool:
 def is_array(file: str | Path, rows: int, cols: int, settings: Mapping[str, Any]) -> bool:
     """Whether a file is what write_array makes of the array that so many windows cover.
 
-    By its size and its header: with another one it is read as other pixels.
+    By its size and its header: with another one it is read as other pixels. OSError if it may not
+    be read.
     """
     try:
         status = os.stat(file)
@@ -249,8 +252,10 @@ def is_array(file: str | Path, rows: int, cols: int, settings: Mapping[str, Any]
             return False
         with open(file, "rb", buffering=0) as opened:
             return opened.read(ARRAY_HEADER) == _array_header(*array_shape(rows, cols, settings))
-    except FileNotFoundError:
-        return False
+    except OSError as error:
+        if error.errno in NOT_THERE:
+            return False
+        raise
 
 
 @lru_cache(maxsize=64)
@@ -304,8 +309,8 @@ def load_description(root: str | Path) -> Description:
         raise _damaged(file, "no description of a set") from None
     if type(its_format) is not int or its_format != FORMAT:
         raise InputError(
-            f"{printable(file)}: patch set of format {printable(its_format)}, this version has"
-            f" {FORMAT}; delete the set and make it anew with preprocessing.py"
+            f"{printable(file)}: patch set of format {printable(str(its_format)[:40])}, this"
+            f" version has {FORMAT}; delete the set and make it anew with preprocessing.py"
         )
     wrong = [key for key, is_right in _check_description(content).items() if not is_right]
     if wrong:
@@ -401,13 +406,13 @@ def _region_of(row: Mapping[str, str], where: str) -> Region:
     cities.check_name(region.city, f"{where}: city")
     cities.check_name(region.site, f"{where}: site")
     cities.check_path(region.raster, f"{where}: raster")
-    # What is named after something that was checked needs no check; it may be a little longer.
+    if not region.raster.startswith(f"{region.city}/"):
+        raise ValueError("its raster is none of its city")
+    # Exchanged names would show one city's patches as another's.
     if region.region != region_name(region.raster, region.split):
-        cities.check_path(region.region, f"{where}: region")
+        raise ValueError("its region is not called after its raster and split")
     if region.file != array_file(region.region):
-        cities.check_path(region.file, f"{where}: file")
-    if not all(path.startswith(f"{region.city}/") for path in (region.region, region.raster)):
-        raise ValueError("its region or its raster is none of its city")
+        raise ValueError("its file is not called after its region")
     return region
 
 
