@@ -33,7 +33,7 @@ from preprocessing_runs import (
 import preprocessing
 from dl_slicer.cli import InputError, run
 from dl_slicer.files import atomic
-from dl_slicer.patch_sets import completing, reading, records, tiling
+from dl_slicer.patch_sets import completing, progress, reading, records, tiling
 
 
 def test_the_command_line(tmp_path):
@@ -252,6 +252,55 @@ def test_two_processes_with_other_sizes(tmp_path):
     assert f"made with --stride {stride}" in refusal
     for split in ("train", "val", "test"):
         assert reading.open_split(tmp_path / "out", split).step == strides[stride]
+
+
+def once(call, before, after):
+    """`call`, with something done before and after it, the first time that it is called."""
+    waiting = [True]
+
+    def wrapped(*arguments, **options):
+        first = bool(waiting)
+        waiting.clear()
+        if first:
+            before()
+        result = call(*arguments, **options)
+        if first:
+            after()
+        return result
+
+    return wrapped
+
+
+def nothing():
+    pass
+
+
+def test_two_equal_ones_at_one_instant(tmp_path, preprocess, monkeypatch):
+    """One works between the other's reading of the records and its look for files."""
+    make_raw(tmp_path / "raw")
+    expected = files(preprocess("--jpegs", out=tmp_path / "expected"))
+
+    def other():
+        preprocess("--jpegs")
+        (tmp_path / "out" / "arrays" / "Bb (BBB)" / "site3" / "2020.val.npy").unlink()  # to come
+
+    monkeypatch.setattr(progress, "Listing", once(progress.Listing, nothing, other))
+    preprocess("--jpegs")
+    assert files(tmp_path / "out") == expected
+
+
+def test_one_with_jpegs_and_one_without_at_one_instant(tmp_path, preprocess, monkeypatch):
+    """Half of the JPEGs are no result, nor are those of another draw in test_b."""
+    make_raw(tmp_path / "raw")
+    expected = files(preprocess("--jpegs", "--test-b", 6, out=tmp_path / "expected"))
+    for other in (["--shard", "1/2"], []):
+        with_jpegs = partial(preprocess, "--jpegs", *other)
+        monkeypatch.setattr(tiling, "tile", once(tiling.tile, with_jpegs, nothing))
+        refused(partial(preprocess, "--test-b", 6), "has begun to write JPEGs meanwhile; run the")
+        assert not (tmp_path / "out" / "dataset.json").exists()
+        preprocess("--test-b", 6)
+        assert files(tmp_path / "out") == expected
+        shutil.rmtree(tmp_path / "out")
 
 
 def test_a_write_that_fails_in_a_worker(tmp_path):

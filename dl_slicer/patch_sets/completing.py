@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dl_slicer import versions
-from dl_slicer.cli import printable
+from dl_slicer.cli import InputError, printable
 from dl_slicer.files import atomic, clear_leftovers, locked
 from dl_slicer.patch_sets import on_disk, records
 from dl_slicer.patch_sets.jobs import Request
@@ -23,9 +23,15 @@ from dl_slicer.patch_sets.records import Listing, Record
 def complete(request: Request, done: Mapping[str, Sequence[Region]]) -> dict[str, Any]:
     """Write regions.csv, test_b.csv (and its JPEGs) and, last, dataset.json; give what that says.
 
-    done: the regions of all rasters. Nothing is written if all is as it must be.
+    done: the regions of all rasters. Nothing is written if all is as it must be. InputError if
+    another process has begun to write JPEGs: those of the rasters that are done here are missing.
     """
     out = request.out
+    if not request.jpegs and records.has_jpegs(out):
+        raise InputError(
+            f"{printable(out)}: another process with --jpegs has begun to write JPEGs meanwhile;"
+            " run the same command again, it makes those that are missing"
+        )
     # The caller holds the lock alone: what lies here half-written, a killed process has left.
     clear_leftovers(out)
     regions = sorted(itertools.chain(*done.values()))

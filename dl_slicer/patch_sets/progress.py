@@ -99,7 +99,7 @@ def leave_out_obstructed(
     free = []
     for job in jobs:
         file = _file_of_others(request, job, listing)
-        if file is None:
+        if file is None or _was_written_meanwhile(request, job, file):
             free.append(job)
         else:
             faults[job.raster] = (
@@ -121,6 +121,14 @@ def _file_of_others(request: Request, job: Job, listing: Listing) -> str | None:
         if name not in listing and os.path.lexists(path) and os.path.getsize(path):
             return name
     return None
+
+
+def _was_written_meanwhile(request: Request, job: Job, file: str) -> bool:
+    """Whether another process has begun the same raster since the records were read."""
+    record = records.load(request.out, job.raster)
+    if record is None:
+        return False
+    return file in Listing([record], records.has_jpegs_of(request.out, record))
 
 
 def _names_of(request: Request, job: Job) -> Iterator[str]:
