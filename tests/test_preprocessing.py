@@ -224,6 +224,18 @@ def test_a_file_in_the_way_of_a_folder(preprocess, tmp_path, capsys):
         assert str(out.parent) in errors
 
 
+def test_an_output_folder_that_is_a_link_to_itself(preprocess, tmp_path, capsys):
+    make_raw(tmp_path / "raw")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for out in (tmp_path / "loop", tmp_path / "loop" / "out"):
+        with pytest.raises(SystemExit) as caught:
+            run(partial(preprocess, out=out))
+        errors = capsys.readouterr().err
+        assert caught.value.code == 2
+        assert errors.count("\n") == 1
+        assert "a symbolic link leads back to itself" in errors
+
+
 def test_two_with_other_sizes_at_one_instant(tmp_path, preprocess, monkeypatch):
     """Both find an empty folder; the second to begin is refused, and the first is undisturbed."""
     make_raw(tmp_path / "raw")

@@ -44,7 +44,7 @@ ARRAY_HEADER = 128  # bytes that NumPy's header of a three-dimensional array tak
 TABLES = (DESCRIPTION, REGIONS, TEST_B)  # the files that speak of all rasters
 
 NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-NOT_READABLE = (OSError, KeyError, TypeError, ValueError, csv.Error)  # what a damaged table raises
+NOT_READABLE = (KeyError, TypeError, ValueError, csv.Error)  # what a damaged table raises
 
 
 class Region(NamedTuple):
@@ -457,7 +457,8 @@ def _read_table(
 ) -> Iterator[Parsed]:
     """What parse makes of each row, {column: text}; its ValueErrors get the number of the line.
 
-    Other columns may follow. InputError if the file cannot be read.
+    Other columns may follow. InputError if the file is not there or damaged, OSError if the system
+    refuses it.
     """
     try:
         with open(file, newline="", encoding="utf-8") as lines:
@@ -473,7 +474,7 @@ def _read_table(
                     yield parse(row)
                 except ValueError as error:
                     raise ValueError(f"line {rows.line_num}: {error}") from None
-    except NOT_READABLE as error:
+    except (FileNotFoundError, *NOT_READABLE) as error:
         raise _cannot_be_read(file, error) from None
 
 

@@ -8,13 +8,14 @@ import resource
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 from conftest import ROOT, make_raw, picture
 from PIL import Image
 
-from dl_slicer.cli import InputError
+from dl_slicer.cli import InputError, run
 from dl_slicer.patch_sets import on_disk, reading
 
 
@@ -185,6 +186,18 @@ def test_broken_sets_are_refused(preprocess, tmp_path, name):
         reading.open_split(out, "test_b")
     assert "\n" not in str(caught.value)
     assert str(out) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["regions.csv", "test_b.csv"])
+def test_a_table_that_the_system_refuses_is_not_called_damaged(preprocess, tmp_path, capsys, name):
+    make_raw(tmp_path / "raw")
+    table = preprocess() / name
+    table.unlink()
+    table.mkdir()
+    with pytest.raises(SystemExit) as caught:
+        run(partial(reading.open_split, tmp_path / "out", "test_b"))
+    assert caught.value.code == 2
+    assert f"{table}: Is a directory; a folder is in the way" in capsys.readouterr().err
 
 
 def test_what_is_no_patch_set(preprocess, tmp_path):
