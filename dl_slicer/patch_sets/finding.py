@@ -2,6 +2,7 @@
 
 import os
 import stat
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -49,6 +50,7 @@ def find_rasters(raw: Path, out: Path) -> list[Job]:
     faults += _faults_of_names(raw, cities)
     if len(cities) == 1:
         faults.append(_fault_of_one_city(raw, *cities.items()))
+    faults += _faults_of_twins(raw, sorted(cities))
     jobs = []
     for city, rasters in sorted(cities.items()):
         faults += _faults_of_city(raw, city, rasters) if len(cities) > 1 else []
@@ -82,13 +84,16 @@ def _find_files(raw: Path, faults: list[str]) -> tuple[dict[str, list[RasterFile
 
 
 def _walk(raw: Path, faults: list[str]) -> Iterator[tuple[Path, os.stat_result]]:
-    """All folders and images but hidden ones; folders that cannot be listed go into faults."""
+    """All folders and images but hidden and systems' ones.
+
+    Folders that cannot be listed go into faults.
+    """
 
     def note(error: OSError) -> None:
         faults.append(f"{printable(error.filename)}: {error.strerror}")
 
     for folder, folders, names in os.walk(raw, onerror=note):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not image_files.is_passed_over(name))
         images = sorted(name for name in names if image_files.is_image_name(name))
         for name in folders + images:
             path = Path(folder, name)
@@ -177,6 +182,25 @@ def _fault_of_one_city(raw: Path, found: tuple[str, list[RasterFile]]) -> str:
     return f"{fault}; expected <City (CODE)>/<site>/<raster>.jpg in it"
 
 
+def _compared(name: str) -> str:
+    """Give what is the same for names that some file systems, and most people, take for the same.
+
+    They differ in case alone, or in how an accent is put together.
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _faults_of_twins(raw: Path, cities: list[str]) -> Iterator[str]:
+    first_of_name: dict[str, str] = {}
+    for city in cities:
+        other = first_of_name.setdefault(_compared(city), city)
+        if other != city:
+            yield (
+                f"{printable(raw / city)}: has the same name as {ascii(other)}, but for case or"
+                f" accents ({ascii(city)}); make them one city, or rename one of them"
+            )
+
+
 def _faults_of_city(raw: Path, city: str, rasters: list[RasterFile]) -> Iterator[str]:
     sites = sorted({file.site for file in rasters})
     if len(sites) == 1:
@@ -184,10 +208,9 @@ def _faults_of_city(raw: Path, city: str, rasters: list[RasterFile]) -> Iterator
             f"{printable(raw / city)}: only one site ({printable(sites[0])}) has rasters;"
             " at least two are needed, one of them is held out"
         )
-    # Some file systems take names that differ in case alone for the same.
     first_of_name: dict[str, str] = {}
     for _, raster, _ in sorted(rasters):
-        name = on_disk.flat_name(city, raster).casefold()
+        name = _compared(on_disk.flat_name(city, raster))
         if name in first_of_name:
             other = printable(raw / first_of_name[name])
             yield (

@@ -17,6 +17,9 @@ warnings.filterwarnings("ignore", module="PIL\\.")
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
 
+# What systems put into archives and onto disks: copies, small pictures, deleted files.
+SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
+
 # Nothing else is tried, whatever a file's name: Pillow would start Ghostscript for some.
 FORMATS = ("JPEG", "PNG", "TIFF")
 
@@ -35,6 +38,11 @@ class UnreadableImage(Exception):
 def is_image_name(name: str) -> bool:
     """Whether a file of this name is taken for an image; hidden files are not."""
     return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
+
+
+def is_passed_over(folder: str) -> bool:
+    """Whether a folder of this name is hidden or a system's own: it holds nobody's rasters."""
+    return folder.startswith(".") or folder in SYSTEM_FOLDERS
 
 
 @contextmanager

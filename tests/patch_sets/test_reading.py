@@ -16,7 +16,7 @@ from conftest import ROOT, make_raw, picture
 from PIL import Image
 
 from dl_slicer.cli import InputError, run
-from dl_slicer.patch_sets import on_disk, reading
+from dl_slicer.patch_sets import image_files, on_disk, reading
 
 
 def test_patches_are_slices_in_order(preprocess, tmp_path):
@@ -264,7 +264,7 @@ def test_every_split_of_a_folder_numbers_the_classes_alike(preprocess, tmp_path)
         reading.open_split(jpegs, "test")
 
 
-@pytest.mark.parametrize("name", sorted(reading.NO_CITIES))
+@pytest.mark.parametrize("name", sorted(image_files.SYSTEM_FOLDERS))
 def test_what_a_system_leaves_in_a_folder_of_jpegs_is_no_class(preprocess, tmp_path, name):
     make_raw(tmp_path / "raw")
     jpegs = copy_jpegs(preprocess("--jpegs"), tmp_path / "published")
