@@ -315,6 +315,17 @@ def test_one_with_jpegs_and_one_without_at_one_instant(tmp_path, preprocess, mon
         shutil.rmtree(tmp_path / "out")
 
 
+def test_a_raster_that_shrinks_before_it_is_tiled(tmp_path, preprocess, monkeypatch):
+    """Beyond its edges, as they were when it was planned, patches would be black."""
+    raw = make_raw(tmp_path / "raw")
+    raster = raw / "Aa (AAA)" / "site1" / "2020.png"
+    shrink = partial(picture(100, 60).save, raster)
+    monkeypatch.setattr(tiling, "tile", once(tiling.tile, shrink, nothing))
+    lines = refused(preprocess, f"{raster}: has changed since it was found; wait until it is whole")
+    assert lines[-1].startswith("5 of 6 rasters are done and kept")
+    assert files(preprocess()) == files(preprocess(out=tmp_path / "expected"))
+
+
 def test_a_write_that_fails_in_a_worker(tmp_path):
     raw = make_raw(tmp_path / "raw")
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)

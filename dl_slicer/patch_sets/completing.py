@@ -33,7 +33,7 @@ def complete(request: Request, done: Mapping[str, Sequence[Region]]) -> dict[str
             " run the same command again, it makes those that are missing"
         )
     # The caller holds the lock alone: what lies here half-written, a killed process has left.
-    clear_leftovers(out)
+    clear_leftovers(out, on_disk.TABLES)
     regions = sorted(itertools.chain(*done.values()))
     drawn = draw_test_b(regions, request.test_b, request.seed)
     description = _describe(request, regions, drawn)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from dl_slicer.cities import fault_of_name
 from dl_slicer.cli import InputError, printable
 from dl_slicer.patch_sets import image_files, on_disk
-from dl_slicer.patch_sets.jobs import Job
+from dl_slicer.patch_sets.jobs import Job, stamp_of
 
 LONGEST_ON_DISK = 255  # bytes of a name that a file system takes
 LONGEST_SUFFIX = len("_r00000_c00000.jpg")  # what follows a raster's flat name in that of a patch
@@ -22,7 +22,7 @@ class RasterFile(NamedTuple):
 
     site: str
     raster: str  # path relative to the raw folder
-    stamp: list[int]  # bytes, and nanoseconds of the last change
+    stamp: list[int]  # jobs.stamp_of
 
 
 def find_rasters(raw: Path, out: Path) -> list[Job]:
@@ -78,8 +78,7 @@ def _find_files(raw: Path, faults: list[str]) -> tuple[dict[str, list[RasterFile
             shallow.append(inside)
         else:
             city, site, *_ = inside.parts
-            stamp = [status.st_size, status.st_mtime_ns]
-            cities[city].append(RasterFile(site, inside.as_posix(), stamp))
+            cities[city].append(RasterFile(site, inside.as_posix(), stamp_of(status)))
     return cities, shallow
 
 
