@@ -1,6 +1,7 @@
 """GDAL as this project uses it: little memory, no network, nothing beside a file, no messages."""
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ from dl_slicer.patch_sets.image_files import UnreadableImage
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 logging.getLogger("rasterio").addHandler(logging.NullHandler())
 logging.getLogger("rasterio").propagate = False
+
+# PROJ would fetch grids that a raster's coordinate system needs, where it is set up to.
+os.environ["PROJ_NETWORK"] = "OFF"
 
 SETTINGS = {
     # No overviews, masks and metadata beside a file: they may be links, and name files.
