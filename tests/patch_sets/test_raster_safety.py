@@ -1,5 +1,6 @@
 """What a raster names: nothing outside its folder and --raw is opened, and no network."""
 
+import struct
 import subprocess
 import sys
 import threading
@@ -293,7 +294,13 @@ def test_nothing_of_gdal_reaches_the_screen(folder):
     odd.write_bytes(b"II*\0\x08\0\0\0\xff\xff" + bytes(90))
     nowhere = plain(folder / "nowhere.tif", INSIDE, crs="EPSG:4326", transform=PLACE["transform"])
     unplaced = plain(folder / "unplaced.tif", INSIDE)
-    paths = map(str, (damaged, odd, nowhere, unplaced))
+    # libgeotiff has something to say of these keys, and does not say it to GDAL.
+    keys = plain(folder / "keys.jp2", INSIDE, driver="JP2OpenJPEG", **PLACE)
+    too_long = struct.pack("<HHHH", 1026, 34737, 200, 0)
+    right = struct.pack("<HHHH", 1026, 34737, 22, 0)
+    assert right in keys.read_bytes()
+    keys.write_bytes(keys.read_bytes().replace(right, too_long))
+    paths = map(str, (damaged, odd, nowhere, unplaced, keys))
     run = subprocess.run(
         [sys.executable, "-c", SAY, *paths], cwd=ROOT, capture_output=True, text=True
     )
