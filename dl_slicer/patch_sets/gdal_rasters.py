@@ -1,10 +1,10 @@
 """Rasters read in windows by GDAL: where they lie, which of their pixels are data, 8 bits each."""
 
-import logging
 import os
-import warnings
+import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,47 +13,19 @@ from affine import Affine
 from PIL import Image
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 
-from dl_slicer.patch_sets import ground, image_files, raster_safety, rasters
+from dl_slicer.cli import printable
+from dl_slicer.patch_sets import gdal, ground, image_files, rasters, vrts
 from dl_slicer.patch_sets.image_files import UnreadableImage
 from dl_slicer.patch_sets.rasters import Raster, View
-from dl_slicer.patch_sets.sidecars import Sidecars
+from dl_slicer.patch_sets.sidecars import Sidecars, usable_transform
 
-# What GDAL says reaches users as one line of ours.
-warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
-logging.getLogger("rasterio").addHandler(logging.NullHandler())
-logging.getLogger("rasterio").propagate = False
+Box = tuple[int, int, int, int]  # x, y, width, height in pixels
 
-BLOCK_CACHE = 128  # MB of decoded blocks in a process; GDAL would take 5 % of the memory
-ENVIRONMENT = {
-    **raster_safety.ENVIRONMENT,
-    "GDAL_CACHEMAX": BLOCK_CACHE,
-    "GDAL_NUM_THREADS": "1",
-    "GDAL_MAX_DATASET_POOL_SIZE": 64,
-}
 SAMPLES = 16  # windows in a row and in a column of a thin sample
 SAMPLE = 16  # pixels in a row and in a column of each
 STRIP = 8_000_000  # pixels that are averaged at a time
-DAMAGED = "is damaged or cut off, its pixels cannot be read; replace or delete it"
-
-
-@contextmanager
-def gdal() -> Iterator[None]:
-    """GDAL set up as this project needs it, for each use: the settings belong to a thread.
-
-    What GDAL raises becomes UnreadableImage.
-    """
-    try:
-        with rasterio.Env(**ENVIRONMENT):
-            yield
-    except UnreadableImage:
-        raise
-    except MemoryError as error:
-        raise UnreadableImage(image_files.reason(error)) from None
-    except Exception:
-        raise UnreadableImage(DAMAGED) from None
 
 
 @contextmanager
@@ -61,27 +33,49 @@ def open_raster(
     path: str | Path,
     kind: str,
     view: View,
-    beside: Sidecars | None,
+    beside: Sidecars,
     root: str | Path | None,
 ) -> Iterator[Raster]:
     """Open a raster by one driver of GDAL, as a view shows it. Other arguments: see rasters."""
-    dataset = _open(path, kind)
-    try:
-        with gdal():
-            raster = WindowedRaster(dataset, view, beside or Sidecars())
+    with ExitStack() as files:
+        name = os.path.abspath(path)
+        if kind == "VRT":
+            vrt = vrts.read(path, root, files)
+            name = vrt.name
+            beside = replace(
+                beside, transform=beside.transform or vrt.transform, crs=beside.crs or vrt.crs
+            )
+        dataset = files.enter_context(gdal.opened(name, kind))
+        _refuse_what_has_no_windows(dataset, path)
+        with gdal.session():
+            raster: Raster = WindowedRaster(dataset, view, beside)
+        if view.ground_resolution is not None:
+            # Only views need it.
+            from dl_slicer.patch_sets import warped_rasters
+
+            raster = warped_rasters.WarpedRaster(raster, view.ground_resolution)
         yield raster
-    finally:
-        with gdal():
-            dataset.close()
 
 
-def _open(path: str | Path, kind: str) -> rasterio.DatasetReader:
-    absolute = Path(os.path.abspath(path))
-    with gdal():
-        try:
-            return rasterio.open(absolute, driver=kind)
-        except rasterio.errors.RasterioIOError:
-            raise UnreadableImage(raster_safety.NO_IMAGE) from None
+def _refuse_what_has_no_windows(dataset: rasterio.DatasetReader, path: str | Path) -> None:
+    """UnreadableImage for a large raster that its format lets nobody read in windows."""
+    if dataset.width * dataset.height <= rasters.WHOLE:
+        return
+    name = os.path.basename(path)
+    kind = None
+    if dataset.driver == "JPEG" and image_files.is_progressive(path):
+        kind = "a progressive JPEG"
+    if dataset.driver == "PNG" and image_files.is_interlaced(path):
+        kind = "an interlaced PNG"
+    if any(height * width > rasters.WHOLE for height, width in dataset.block_shapes):
+        kind = "stored in one piece"
+    if kind:
+        command = "gdal_translate -co TILED=YES -co COMPRESS=DEFLATE -co BIGTIFF=IF_SAFER"
+        files = shlex.join([printable(name), printable(os.path.splitext(name)[0] + "-tiled.tif")])
+        raise UnreadableImage(
+            f"has more than {rasters.WHOLE / 1e6:.0f} million pixels and is {kind}, which nobody"
+            f" can read in parts; make it a tiled TIFF: {command} {files}"
+        )
 
 
 class WindowedRaster(Raster):
@@ -89,6 +83,7 @@ class WindowedRaster(Raster):
 
     def __init__(self, dataset: rasterio.DatasetReader, view: View, beside: Sidecars):
         super().__init__()
+        self.system: CRS | None = None
         self.width = dataset.width
         self.height = dataset.height
         self._dataset = dataset
@@ -99,7 +94,7 @@ class WindowedRaster(Raster):
         self._bands = self._pick_bands()
         self._refuse_kinds_of_numbers()
         self._to_rgb = self._conversion()
-        self._find_gaps()
+        self._find_gaps(beside)
         self._find_place(beside)
 
     # --------------------------------------------------------------------------- bands
@@ -199,13 +194,15 @@ class WindowedRaster(Raster):
 
     # --------------------------------------------------------------------------- place
 
-    def _find_gaps(self) -> None:
+    def _find_gaps(self, beside: Sidecars) -> None:
         """Find out what says where there is no data: an alpha band, nodata values or a mask."""
         flags = [self._dataset.mask_flag_enums[index - 1] for index in self._bands]
-        self._has_masks = any(
-            MaskFlags.all_valid not in flag and MaskFlags.alpha not in flag for flag in flags
+        self._has_mask = any(
+            MaskFlags.per_dataset in flag and MaskFlags.alpha not in flag for flag in flags
         )
-        self.has_gaps = self._alpha is not None or self._has_masks
+        named = [self._dataset.nodatavals[index - 1] for index in self._bands]
+        self._nodata = [beside.nodata if value is None else value for value in named]
+        self.has_gaps = self._alpha is not None or self._has_mask or None not in self._nodata
 
     def _find_place(self, beside: Sidecars) -> None:
         transform = self._dataset.transform
@@ -213,23 +210,26 @@ class WindowedRaster(Raster):
             transform = Affine(*beside.transform)
         if transform == Affine.identity():
             return
+        # GDAL's coefficients may be anything a file holds.
+        if usable_transform(*transform[:6]) is None:
+            raise UnreadableImage("its georeference places nothing; correct it, or replace it")
         self.transform = transform
-        system = self._dataset.crs or beside.crs or self._view.crs
-        if system:
-            system = CRS.from_user_input(system)
-            self.crs = system.to_string()
-            self.metres_a_pixel = ground.metres_a_pixel(system, transform, self.width, self.height)
+        self.system = ground.usable_system(self._dataset.crs, beside.crs, self._view.crs)
+        if self.system:
+            self.crs = self.system.to_string()
+            self.metres_a_pixel = ground.metres_a_pixel(
+                self.system, transform, self.width, self.height
+            )
 
     # --------------------------------------------------------------------------- pixels
 
-    def _values(self, bands: list[int], box: tuple[int, int, int, int], step: int = 1):
+    def _values(self, bands: list[int], box: Box, step: int = 1) -> np.ndarray:
         """Values (bands, height, width) of a box, or every step-th of them."""
-        x, y, width, height = box
-        shape = (len(bands), -(-height // step), -(-width // step))
-        with gdal():
-            return self._dataset.read(bands, window=Window(x, y, width, height), out_shape=shape)
+        shape = (len(bands), *_shape(box, step))
+        with gdal.session():
+            return self._dataset.read(bands, window=Window(*box), out_shape=shape)
 
-    def sample(self, box: tuple[int, int, int, int], bands: list[int] | None = None) -> np.ndarray:
+    def sample(self, box: Box, bands: list[int] | None = None) -> np.ndarray:
         """Values (n, bands) of a box, in small windows spread over it; those without data, too."""
         bands = bands or self._bands
         return np.concatenate(
@@ -267,48 +267,70 @@ class WindowedRaster(Raster):
         """See Raster."""
         return self._mask((x, y, width, height))
 
-    def _mask(self, box: tuple[int, int, int, int], step: int = 1) -> np.ndarray:
-        x, y, width, height = box
-        shape = (-(-height // step), -(-width // step))
+    def _mask(self, box: Box, step: int = 1, values: np.ndarray | None = None) -> np.ndarray:
+        """Where there is data, bool; values: those of the box, if they are there already.
+
+        There is none where all bands have their value for no data.
+        """
         if self._alpha is not None:
             return self._values([self._alpha], box, step)[0] != 0
-        if not self._has_masks:
+        shape = _shape(box, step)
+        if self._has_mask:
+            with gdal.session():
+                return self._dataset.read_masks(1, window=Window(*box), out_shape=shape) != 0
+        if None in self._nodata:
             return np.ones(shape, bool)
-        window = Window(x, y, width, height)
-        with gdal():
-            masks = self._dataset.read_masks(
-                self._bands, window=window, out_shape=(len(self._bands), *shape)
-            )
-        return masks.any(axis=0)
+        if values is None:
+            values = self._values(self._bands, box, step)
+        mask = values[0] != self._nodata[0]
+        for band, nodata in zip(values[1:], self._nodata[1:], strict=True):
+            mask |= band != nodata
+        return mask
 
     def range_of(self, x, y, width, height):
         """See Raster."""
-        values = []
+        sample = []
         for box in thin_windows((x, y, width, height)):
-            values.append(self._values(self._bands, box)[:, self._mask(box)].ravel())
-        return rasters.percentiles(np.concatenate(values))
+            values, has_data = self.values(box)
+            sample.append(values[:, has_data].ravel())
+        return rasters.percentiles(np.concatenate(sample))
+
+    def values(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
+        """Values as stored (bands, height, width) of a box, and where there is data, bool."""
+        values = self._values(self._bands, box)
+        return values, self._mask(box, values=values)
 
     def thumbnail(self, longest):
-        """Averaged first by a whole factor, a strip after the other, from overviews if it can."""
-        image, _ = self.reduced(max(1, max(self.width, self.height) // longest))
-        return rasters.shrunk(image, longest)
+        """See Raster. Averaged first by a whole factor, in strips, from overviews if it can."""
+        factor = max(1, max(self.width, self.height) // longest)
+        pixels = self.reduced((0, 0, self.width, self.height), factor, with_overviews=True)
+        return rasters.shrunk(Image.fromarray(pixels[:, :, :3]), longest)
 
-    def reduced(self, factor: int) -> tuple[Image.Image, np.ndarray]:
-        """The raster averaged over squares of factor x factor pixels, and where it has data.
+    def reduced(
+        self,
+        box: Box,
+        factor: int,
+        stretch: rasters.Stretch | None = None,
+        with_overviews: bool = False,
+    ) -> np.ndarray:
+        """Averages of the data in squares of factor x factor pixels, and how much data they have.
 
-        The last column and row may stand for less. Data, bool (height, width): of a square's
-        first pixel.
+        box: its left and upper side are multiples of factor. Returns uint8 (height, width, 4); the
+        last is 255 for squares full of data and 0 for those without. with_overviews: take what
+        overviews in the file say, which may be averages or not.
         """
-        step = self._overview(factor)
-        rows = max(1, STRIP // (self.width * factor)) * factor
-        image = Image.new("RGB", (-(-self.width // factor), -(-self.height // factor)))
-        masks = []
-        for upper in range(0, self.height, rows):
-            box = (0, upper, self.width, min(rows, self.height - upper))
-            strip = Image.fromarray(self._colours(self._values(self._bands, box, step), None))
-            image.paste(strip.reduce(factor // step), (0, upper // factor))
-            masks.append(self._mask(box, step)[:: factor // step, :: factor // step])
-        return image, np.concatenate(masks)
+        x, y, width, height = box
+        step = self._overview(factor) if with_overviews else 1
+        rows = max(1, STRIP // (width * factor)) * factor
+        strips = []
+        for upper in range(y, y + height, rows):
+            part = (x, upper, width, min(rows, y + height - upper))
+            pixels = np.empty((*_shape(part, step), 4), np.uint8)
+            values = self._values(self._bands, part, step)
+            pixels[:, :, :3] = self._colours(values, stretch)
+            pixels[:, :, 3] = self._mask(part, step, values) * np.uint8(255)
+            strips.append(averaged(pixels, factor // step))
+        return np.concatenate(strips)
 
     def _overview(self, factor: int) -> int:
         """The largest reduction that overviews in the file have and that divides a factor."""
@@ -317,7 +339,28 @@ class WindowedRaster(Raster):
         return max((each for each in shared if factor % each == 0), default=1)
 
 
-def thin_windows(box: tuple[int, int, int, int]) -> Iterator[tuple[int, int, int, int]]:
+def _shape(box: Box, step: int) -> tuple[int, int]:
+    """(height, width) of every step-th pixel of a box."""
+    return -(-box[3] // step), -(-box[2] // step)
+
+
+def averaged(pixels: np.ndarray, factor: int) -> np.ndarray:
+    """Averages over squares of factor x factor pixels, as uint8 (height, width, 4).
+
+    pixels: colours and 255 or 0 for data or none, which does not count. At the right and lower
+    edge squares may be cut off.
+    """
+    if factor == 1:
+        return pixels
+    share = pixels[:, :, 3]
+    if share.all():
+        return np.asarray(Image.fromarray(pixels).reduce(factor))
+    # Pillow takes the last of four channels for what it is here, and weighs by it.
+    weighted = Image.fromarray(pixels, "RGBA").convert("RGBa").reduce(factor)
+    return np.asarray(weighted.convert("RGBA"))
+
+
+def thin_windows(box: Box) -> Iterator[Box]:
     """Small windows spread evenly over a box (x, y, width, height): all of it, if it is small."""
     x, y, width, height = box
     columns = _starts(width)

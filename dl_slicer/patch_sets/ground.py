@@ -1,15 +1,25 @@
 """Metres on the ground: how large a pixel is, and which metric grid suits a place."""
 
 import math
+import re
+from contextlib import suppress
 
 import numpy as np
 from affine import Affine
 from rasterio.crs import CRS
 from rasterio.warp import transform as transform_points
 
+from dl_slicer.patch_sets import gdal
+from dl_slicer.patch_sets.image_files import UnreadableImage
+
 # The WGS 84 ellipsoid.
 SEMI_MAJOR = 6_378_137.0
 ECCENTRICITY_SQUARED = 0.00669437999014
+NAME = re.compile(r"(EPSG|ESRI|OGC|IGNF|IAU_\d+):\w+", re.IGNORECASE)
+WKT = re.compile(r"\s*[A-Z_]+\s*[\[(]")
+FILES = re.compile(r"grids=(?!@null)|PROJ4_GRIDS|PARAMETERFILE", re.IGNORECASE)
+
+NOWHERE = "lies where its coordinate system is not defined; correct its georeference, or replace it"
 DEGREES = CRS.from_epsg(4326)
 
 
@@ -19,10 +29,55 @@ def apply(transform: Affine, xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray
     return a * xs + b * ys + c, d * xs + e * ys + f
 
 
-def to_degrees(crs: CRS, xs, ys) -> tuple[np.ndarray, np.ndarray]:
-    """Longitudes and latitudes of points."""
-    longitudes, latitudes = transform_points(crs, DEGREES, xs, ys)
-    return np.asarray(longitudes), np.asarray(latitudes)
+def windowed(transform: Affine, x: float, y: float, factor: float = 1) -> Affine:
+    """The transform of a window that begins at a pixel, its pixels `factor` times as large."""
+    a, b, c, d, e, f = transform[:6]
+    return Affine(
+        a * factor, b * factor, a * x + b * y + c, d * factor, e * factor, d * x + e * y + f
+    )
+
+
+def convert(
+    system: CRS, other: CRS, xs: np.ndarray, ys: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates in another system; infinite where there are none."""
+    if system == other:
+        return xs, ys
+    try:
+        with gdal.session():
+            xs, ys = transform_points(system, other, xs, ys)
+    except UnreadableImage:
+        raise UnreadableImage(NOWHERE) from None
+    return np.asarray(xs), np.asarray(ys)
+
+
+def usable_system(*candidates: CRS | str | None) -> CRS | None:
+    """The first of some systems that places on the ground have, None if there is none."""
+    for candidate in candidates:
+        with suppress(UnreadableImage), gdal.session():
+            system = _system(candidate) if isinstance(candidate, str) else candidate
+            if (
+                system
+                and (system.is_geographic or system.is_projected)
+                and not _names_files(system)
+            ):
+                return system
+    return None
+
+
+def _system(text: str) -> CRS | None:
+    """A system by its name or as WKT. Other forms are not read: they may name files and URLs."""
+    if NAME.fullmatch(text.strip()):
+        return CRS.from_string(text.strip())
+    if WKT.match(text) and not FILES.search(text):
+        return CRS.from_wkt(text, morph_from_esri_dialect=True)
+    return None
+
+
+def _names_files(system: CRS) -> bool:
+    """Whether a system is defined by grids in files."""
+    texts = (system.to_wkt(), system.to_wkt(version="WKT2_2019"))
+    return any(FILES.search(text) for text in texts)
 
 
 def metres_a_pixel(crs: CRS, transform: Affine, width: int, height: int) -> float | None:
@@ -32,7 +87,7 @@ def metres_a_pixel(crs: CRS, transform: Affine, width: int, height: int) -> floa
     """
     x, y = width / 2, height / 2
     corners = apply(transform, np.array([x, x + 1, x]), np.array([y, y, y + 1]))
-    longitudes, latitudes = to_degrees(crs, *corners)
+    longitudes, latitudes = convert(crs, DEGREES, *corners)
     if not np.isfinite([longitudes, latitudes]).all():
         return None
     here, right, below = _on_the_ellipsoid(longitudes, latitudes)

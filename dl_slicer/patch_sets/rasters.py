@@ -166,7 +166,7 @@ def open_raster(
     # rasterio takes a third of a second, which sets of plain photographs do without.
     from dl_slicer.patch_sets import gdal_rasters
 
-    with gdal_rasters.open_raster(path, kind, view, beside, root) as raster:
+    with gdal_rasters.open_raster(path, kind, view, beside or sidecars.Sidecars(), root) as raster:
         yield raster
 
 
