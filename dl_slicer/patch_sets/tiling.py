@@ -275,6 +275,10 @@ def begin(request: Request, jobs: Sequence[Job]) -> None:
         progress.refuse_other_set(request.out, request.settings)
         (request.out / on_disk.DESCRIPTION).unlink(missing_ok=True)
         records.begin(request, jobs[0])
+        # What it took long to see, a run that goes on after this one is to know.
+        for job in jobs[1:]:
+            if not _is_quick(request, job):
+                records.begin(request, job)
 
 
 def tile(request: Request, jobs: Sequence[Job], workers: int, done: Done, faults: Faults) -> None:
