@@ -19,7 +19,7 @@ Stretch = tuple[float, float]
 
 # Pixels up to which Pillow reads a raster whole: 4 bytes each, up to 10 while a progressive JPEG
 # is read, and a worker stays below 600 MB.
-WHOLE = 40_000_000
+WHOLE = 48_000_000
 
 # The tags of a TIFF that place it: pixel scale, tie points, transformation, GeoKeys.
 GEOREFERENCE_TAGS = (33550, 33922, 34264, 34735)
