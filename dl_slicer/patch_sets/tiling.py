@@ -105,6 +105,9 @@ def _regions_of(job: Job, raster: Raster, request: Request) -> tuple[Region, ...
         parts = [(0, width)]
     else:
         end, begin = job.cut or (round(width / 2), round(width / 2))
+        # In a warped view a pixel beside the cut shows something of what lies beyond it.
+        end -= raster.reach
+        begin += raster.reach
         parts = [(0, end), (begin, width - begin)]
     size = request.settings["patch_size"]
     stride = request.settings["stride"]

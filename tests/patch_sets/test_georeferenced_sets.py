@@ -185,6 +185,32 @@ def test_a_range_for_all(preprocess, tmp_path):
     assert (out / name).read_bytes() == (plain / name).read_bytes()
 
 
+@pytest.mark.parametrize("metres", [METRES / 1.3, METRES / 2.2, METRES * 1.3, METRES])
+def test_no_pixel_reaches_two_splits_by_warping(preprocess, tmp_path, metres):
+    """Paint one half of a held-out raster: nothing of the other half's patches changes."""
+    size = (round(150 * METRES / metres), round(110 * METRES / metres))
+    raw = make_geotiffs(tmp_path / "raw", size=size, metres=metres)
+    raster = raw / CITY / "site3" / "2020.tif"
+    clean = np.asarray(picture(*size, seed=3))
+    flags = ["--ground-resolution", METRES]
+    before = arrays(preprocess(*flags))
+    middle = size[0] / 2
+    for painted, columns in (
+        ("test", slice(0, int(np.floor(middle)))),
+        ("val", slice(int(np.ceil(middle)), None)),
+    ):
+        pixels = clean.copy()
+        pixels[:, columns] = (255, 0, 255)
+        write_geotiff(raster, pixels, corner=(300_000, 4_015_000), metres=metres)
+        after = arrays(preprocess(*flags, out=tmp_path / painted))
+        assert {name for name in before if before[name] != after[name]} == {
+            f"arrays/{CITY}/site3/2020.{painted}.npy"
+        }
+    # Where pixels are taken as they are, nothing is lost at the cut.
+    val = regions_of(tmp_path / "out")[f"{CITY}/site3/2020.val"]
+    assert (val.x == 75) is (metres == METRES)
+
+
 FLAGS = {
     "ground_resolution": (["--ground-resolution", METRES], "--ground-resolution 4.16"),
     "bands": (["--bands", 3, 2, 1], "--bands 3 2 1"),
