@@ -398,7 +398,10 @@ def speed(rasters: int, seconds: float) -> str:
     """Say how long it took to tile so many rasters."""
     if not rasters:
         return "nothing was left to tile"
-    return f"{rasters} rasters in {seconds:.1f} s, {rasters / seconds:.1f} a second"
+    rate = f"{rasters / seconds:.1f} a second"
+    if rasters < seconds:
+        rate = f"{seconds / rasters:.1f} s each"
+    return f"{rasters} rasters in {seconds:.1f} s, {rate}"
 
 
 if __name__ == "__main__":
