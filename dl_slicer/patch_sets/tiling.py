@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from multiprocessing.sharedctypes import Synchronized
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from dl_slicer.cli import InputError, printable
 from dl_slicer.files import atomic, locked
 from dl_slicer.patch_sets import gaps, on_disk, progress, rasters, records, strips
 from dl_slicer.patch_sets.image_files import UnreadableImage
-from dl_slicer.patch_sets.jobs import Job, Request
+from dl_slicer.patch_sets.jobs import Job, Request, stamp_of
 from dl_slicer.patch_sets.on_disk import Region
 from dl_slicer.patch_sets.rasters import Raster
 
@@ -185,9 +186,12 @@ def tile_raster(request: Request, job: Job) -> Sequence[Region]:
     """Cut one raster into arrays (and JPEGs). Returns its regions.
 
     They are also written into the raster's record, which vouches for the rest once it is finished.
+    UnreadableImage if the raster cannot be used, or has changed since it was found.
     """
-    with rasters.open_raster(request.raw / job.raster, request.view, request.raw) as raster:
+    file = request.raw / job.raster
+    with rasters.open_raster(file, request.view, request.raw) as raster:
         raster.whole()  # one that Pillow cannot read is refused before anything is written
+        _refuse_changed(file, job)
         begun = records.begin(request, job)
         regions = tuple(_look_at(raster, region, request) for region in job.regions)
         for region in regions:
@@ -195,8 +199,18 @@ def tile_raster(request: Request, job: Job) -> Sequence[Region]:
                 _write_array(request, raster, region)
                 if request.jpegs:
                     _write_jpegs(request, raster, region)
+    _refuse_changed(file, job)  # a large one takes minutes
     records.finish(request, replace(job, regions=regions), begun)
     return regions
+
+
+def _refuse_changed(file: Path, job: Job) -> None:
+    """UnreadableImage if a raster is no longer what it was planned as.
+
+    Beyond the edges of a smaller one all would be black.
+    """
+    if stamp_of(file.stat()) != job.stamp:
+        raise UnreadableImage("has changed since it was found; wait until it is whole")
 
 
 def _look_at(raster: Raster, region: Region, request: Request) -> Region:
