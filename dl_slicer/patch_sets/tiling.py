@@ -193,12 +193,9 @@ def tile_raster(request: Request, job: Job) -> Sequence[Region]:
         raster.whole()  # one that Pillow cannot read is refused before anything is written
         _refuse_changed(file, job)
         begun = records.begin(request, job)
-        regions = tuple(_look_at(raster, region, request) for region in job.regions)
-        for region in regions:
-            if on_disk.count_patches(region):
-                _write_array(request, raster, region)
-                if request.jpegs:
-                    _write_jpegs(request, raster, region)
+        regions = tuple(_write_array(request, raster, region) for region in job.regions)
+        for region in regions if request.jpegs else ():
+            _write_jpegs(request, raster, region)
     _refuse_changed(file, job)  # a large one takes minutes
     records.finish(request, replace(job, regions=regions), begun)
     return regions
@@ -213,23 +210,6 @@ def _refuse_changed(file: Path, job: Job) -> None:
         raise UnreadableImage("has changed since it was found; wait until it is whole")
 
 
-def _look_at(raster: Raster, region: Region, request: Request) -> Region:
-    """Give a region with what only its pixels tell: its stretch, and its windows without data."""
-    if raster.has_gaps:
-        settings = {**request.settings, "max_nodata": request.max_nodata}
-        numbers = gaps.find_windows(
-            raster, (region.x, region.y), region.rows, region.cols, settings
-        )
-        region = region._replace(without_data=gaps.as_text(numbers))
-    stretch = request.view.stretch
-    if stretch == "auto":
-        # Of what this region covers alone: a range is something that is learnt of pixels.
-        stretch = raster.range_of(*_covered_box(region, request.settings))
-    if stretch is not None:
-        region = region._replace(stretch=f"{float(stretch[0])!r} {float(stretch[1])!r}")
-    return region
-
-
 def _covered_box(region: Region, settings: Mapping[str, Any]) -> strips.Box:
     """The part of a raster that the windows of a region cover.
 
@@ -238,14 +218,43 @@ def _covered_box(region: Region, settings: Mapping[str, Any]) -> strips.Box:
     return (region.x, region.y, *on_disk.covered_size(region.rows, region.cols, settings))
 
 
-def _write_array(request: Request, raster: Raster, region: Region) -> None:
-    box = _covered_box(region, request.settings)
-    height, width = on_disk.array_shape(region.rows, region.cols, request.settings)
-    stretch = on_disk.stretch_of(region)
-    with atomic(request.out / region.file, sync=False) as file:
-        parts = strips.resized(raster, box, (width, height), stretch)
-        pixels_a_row = box[2] * box[3] / height
-        on_disk.write_strips(file, (height, width), _counted(parts, pixels_a_row))
+def _write_array(request: Request, raster: Raster, region: Region) -> Region:
+    """Write a region's array. Give the region with what only its pixels tell.
+
+    That is its stretch, and its windows without data; if none has data, nothing is written.
+    """
+    settings = request.settings
+    box = _covered_box(region, settings)
+    height, width = on_disk.array_shape(region.rows, region.cols, settings)
+    region = _with_stretch(raster, region, request)
+    watched = gaps.Watched(raster, box, region.rows, region.cols, settings)
+    source = watched if raster.has_gaps else raster
+    try:
+        with atomic(request.out / region.file, sync=False) as file:
+            parts = strips.resized(source, box, (width, height), on_disk.stretch_of(region))
+            pixels_a_row = box[2] * box[3] / height
+            on_disk.write_strips(file, (height, width), _counted(parts, pixels_a_row))
+            left_out = watched.without_data(request.max_nodata)
+            region = region._replace(without_data=gaps.as_text(left_out))
+            if not on_disk.count_patches(region):
+                raise _WithoutDataError
+    except _WithoutDataError:
+        (request.out / region.file).unlink(missing_ok=True)  # of an earlier run
+    return region
+
+
+class _WithoutDataError(Exception):
+    """An array that was written in vain."""
+
+
+def _with_stretch(raster: Raster, region: Region, request: Request) -> Region:
+    stretch = request.view.stretch
+    if stretch == "auto":
+        # Of what this region covers alone: a range is something that is learnt of pixels.
+        stretch = raster.range_of(*_covered_box(region, request.settings))
+    if stretch is None:
+        return region
+    return region._replace(stretch=f"{float(stretch[0])!r} {float(stretch[1])!r}")
 
 
 def _counted(parts: Iterable[np.ndarray], pixels_a_row: float) -> Iterator[np.ndarray]:
