@@ -23,6 +23,10 @@ from dl_slicer.patch_sets.sidecars import Sidecars, usable_transform
 
 Box = tuple[int, int, int, int]  # x, y, width, height in pixels
 
+DEEP_JPEG = (
+    "is a JPEG of 12 bits, which GDAL does not read as it is installed here; convert it to a TIFF"
+    " without JPEG"
+)
 LARGEST_BLOCK = 100_000_000  # bytes of all bands of a block: they are read together
 SAMPLES = 16  # windows in a row and in a column of a thin sample
 SAMPLE = 16  # pixels in a row and in a column of each
@@ -238,8 +242,14 @@ class WindowedRaster(Raster):
     def _values(self, bands: list[int], box: Box, step: int = 1) -> np.ndarray:
         """Values (bands, height, width) of a box, or every step-th of them."""
         shape = (len(bands), *_shape(box, step))
-        with gdal.session():
-            return self._dataset.read(bands, window=Window(*box), out_shape=shape)
+        try:
+            with gdal.session():
+                return self._dataset.read(bands, window=Window(*box), out_shape=shape)
+        except UnreadableImage:
+            compression = self._dataset.tags(ns="IMAGE_STRUCTURE").get("COMPRESSION", "")
+            if "JPEG" in compression and self._depth() == 12:
+                raise UnreadableImage(DEEP_JPEG) from None
+            raise
 
     def sample(self, box: Box, bands: list[int] | None = None) -> np.ndarray:
         """Values (n, bands) of a box, in small windows spread over it; those without data, too."""
