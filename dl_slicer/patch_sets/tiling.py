@@ -14,7 +14,7 @@ from functools import partial
 from multiprocessing.sharedctypes import Synchronized
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -37,7 +37,7 @@ JPEG_BYTES_A_PIXEL = 0.6  # at that quality, on the generous side, for the estim
 
 BAR_SECONDS = 0.5  # after which the bar moves, also where no raster is done
 
-Done = MutableMapping[str, Sequence[Region]]  # {raster: its regions}
+Done = MutableMapping[str, Any]  # {raster: its regions, or its plan}
 Faults = MutableMapping[str, str]  # {raster: what is wrong with it, and what to do}
 
 
@@ -53,19 +53,37 @@ def plan_regions(
     raster may be seen in its pixels alone, so that several processes look.
     """
     known = {job.raster: _planned_before(request, job) for job in jobs}
-    to_plan = [job for job in jobs if not known[job.raster]]
-    regions: dict[str, Sequence[Region]] = {raster: each for raster, each in known.items() if each}
+    plans = {raster: Plan(regions) for raster, regions in known.items() if regions}
+    to_plan = [job for job in jobs if job.raster not in plans]
     if workers > 1 and not all(_is_quick(request, job) for job in to_plan):
-        tile_all(to_plan, partial(plan_raster, request), workers, regions, faults)
+        tile_all(to_plan, partial(plan_raster, request), workers, plans, faults)
     else:
         for job in to_plan:
             try:
-                regions[job.raster] = plan_raster(request, job)
+                plans[job.raster] = plan_raster(request, job)
             except UnreadableImage as error:
                 faults[job.raster] = str(error)
-    return [
-        replace(job, regions=tuple(regions[job.raster])) for job in jobs if job.raster in regions
-    ]
+    _say_remarks(plans)
+    return [replace(job, regions=plans[job.raster].regions) for job in jobs if job.raster in plans]
+
+
+class Plan(NamedTuple):
+    """What is to be made of a raster."""
+
+    regions: tuple[Region, ...]
+    remarks: tuple[str, ...] = ()  # what a user should know of it
+
+
+def _say_remarks(plans: Mapping[str, Plan]) -> None:
+    """Say each remark once, with the number of rasters and the first of them."""
+    rasters_of: dict[str, list[str]] = defaultdict(list)
+    for raster, plan in plans.items():
+        for remark in plan.remarks:
+            rasters_of[remark].append(raster)
+    for remark, found in rasters_of.items():
+        first = f"the first is {printable(min(found))}"
+        noun = "raster" if len(found) == 1 else "rasters"
+        print(f"{len(found)} {noun}: {remark}; {first}", flush=True)
 
 
 def _is_quick(request: Request, job: Job) -> bool:
@@ -83,12 +101,15 @@ def _planned_before(request: Request, job: Job) -> tuple[Region, ...]:
     return tuple(record.regions[: len(job.splits)])
 
 
-def plan_raster(request: Request, job: Job) -> tuple[Region, ...]:
-    """Give the regions of one raster. UnreadableImage if it cannot be cut."""
+def plan_raster(request: Request, job: Job) -> Plan:
+    """Give the regions of one raster, and what is to be said of it.
+
+    UnreadableImage if it cannot be cut.
+    """
     with rasters.open_raster(request.raw / job.raster, request.view, request.raw) as raster:
         regions = _regions_of(job, raster, request)
         if all(region.rows and region.cols for region in regions):
-            return regions
+            return Plan(regions, tuple(raster.remarks))
         size = request.settings["patch_size"]
         resolution = request.view.ground_resolution
         seen = f" of {resolution:g} m" if resolution else ""
@@ -326,7 +347,7 @@ def tile(request: Request, jobs: Sequence[Job], workers: int, done: Done, faults
 
 def tile_all(
     jobs: Sequence[Job],
-    work: Callable[[Job], Sequence[Region]],
+    work: Callable[[Job], Any],
     workers: int,
     done: Done,
     faults: Faults,

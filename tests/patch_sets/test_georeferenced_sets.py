@@ -380,6 +380,22 @@ def test_a_raster_without_any_data_is_said(preprocess, with_gaps, capsys):
 # ------------------------------------------------------------------------------- planning
 
 
+def test_what_is_odd_of_rasters_is_said_once(preprocess, tmp_path, capsys):
+    """NAIP calls its near infrared alpha."""
+    raw = make_geotiffs(tmp_path / "raw")
+    for site in ("site1", "site2"):
+        bands = np.asarray(picture(150, 110))
+        bands = np.dstack([bands, bands[:, :, 0]])
+        options = {"photometric": "RGB", "alpha": "YES"}
+        write_geotiff(raw / CITY / site / "2020.tif", bands, **options)
+    out = preprocess()
+    said = [line for line in capsys.readouterr().out.splitlines() if "alpha" in line]
+    assert len(said) == 1
+    assert said[0].startswith("2 rasters: band 4 is marked as alpha and has other values")
+    assert said[0].endswith(f"; the first is {CITY}/site1/2020.tif")
+    assert regions_of(out)[f"{CITY}/site1/2020.train"].without_data == ""
+
+
 def test_what_was_planned_is_remembered(preprocess, tmp_path, monkeypatch):
     make_geotiffs(tmp_path / "raw")
     killed = {"after": 2}
