@@ -36,6 +36,11 @@ def complete(request: Request, done: Mapping[str, Sequence[Region]]) -> dict[str
     clear_leftovers(out, on_disk.TABLES)
     every = itertools.chain(*done.values())
     regions = sorted(region for region in every if on_disk.count_patches(region))
+    if len({region.city for region in regions}) < 2:
+        raise InputError(
+            f"{printable(request.raw)}: fewer than two cities have windows with enough data, and"
+            f" two are needed; add rasters, or allow more than --max-nodata {request.max_nodata:g}"
+        )
     drawn = draw_test_b(regions, request.test_b, request.seed)
     description = _describe(request, regions, drawn)
     texts = {

@@ -377,6 +377,20 @@ def test_a_raster_without_any_data_is_said(preprocess, with_gaps, capsys):
         assert not changed_by(out, lambda f=flags, o=out: preprocess(*f, out=o))
 
 
+def test_cities_without_any_data(preprocess, tmp_path, capsys):
+    raw = make_geotiffs(tmp_path / "raw", cities=("Aa (AAA)", "Bb (BBB)", "Cc (CCC)"), sites=2)
+    nothing = np.ones((110, 150), bool)
+    for site in ("site1", "site2"):
+        give_gaps(raw / CITY / site / "2020.tif", nothing)
+    out = preprocess()
+    assert f"no data: {CITY} has no patch at all and is no class" in capsys.readouterr().out
+    assert description(out)["classes"] == ["Bb (BBB)", "Cc (CCC)"]
+    assert reading.open_split(out, "test").labels.tolist() == [0] * 6 + [1] * 6
+    for site in ("site1", "site2"):
+        give_gaps(raw / "Bb (BBB)" / site / "2020.tif", nothing)
+    refused(preprocess, "fewer than two cities have windows with enough data, and two are needed")
+
+
 # ------------------------------------------------------------------------------- planning
 
 
