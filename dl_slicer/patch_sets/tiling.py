@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -279,10 +280,15 @@ def _with_stretch(raster: Raster, region: Region, request: Request) -> Region:
 
 
 def _counted(parts: Iterable[np.ndarray], pixels_a_row: float) -> Iterator[np.ndarray]:
-    """Let the parent know how far a raster is; pixels_a_row: of the raster for one of the array."""
+    """Let the parent know how far a raster is, and stop as soon as it does.
+
+    pixels_a_row: of the raster for one of the array.
+    """
     for part in parts:
         yield part
-        for counter in _counters:
+        for counter, stop in _shared:
+            if stop.is_set():
+                raise _StoppedError
             with counter:
                 counter.value += round(len(part) * pixels_a_row)
 
@@ -364,9 +370,10 @@ def tile_all(
     running: dict[Future, str] = {}
     context = machine.worker_processes()
     counter = context.Value("q", 0)
+    stop = context.Event()
     with (
         interrupts_held() as interrupts,
-        ProcessPoolExecutor(workers, context, _start_worker, (counter,)) as pool,
+        ProcessPoolExecutor(workers, context, _start_worker, (counter, stop)) as pool,
         _bar(len(jobs), pixels) as bar,
     ):
         try:
@@ -393,6 +400,7 @@ def tile_all(
                 " fewer --workers, it goes on from there"
             ) from None
         finally:
+            stop.set()  # a raster of gigapixels would be waited for, for minutes
             pool.shutdown(cancel_futures=True)
 
 
@@ -440,10 +448,16 @@ def interrupts_held() -> Iterator[list]:
         handler(*interrupts[0])
 
 
-_counters: list[Synchronized] = []  # in a worker: of the pixels that it and the others have tiled
+class _StoppedError(Exception):
+    """A raster was given up since the parent is about to end."""
 
 
-def _start_worker(counter: Synchronized) -> None:
-    _counters.append(counter)
+# In a worker, what it shares with its parent and the others: a counter of pixels that are tiled,
+# and whether to stop.
+_shared: list[tuple[Synchronized, Event]] = []
+
+
+def _start_worker(counter: Synchronized, stop: Event) -> None:
+    _shared.append((counter, stop))
     machine.follow_parent()
     machine.keep_memory()  # a forked worker has inherited that, another one has not

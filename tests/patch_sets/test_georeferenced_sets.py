@@ -1,6 +1,7 @@
 """Patch sets of georeferenced rasters: planned, tiled, described, read again."""
 
 import json
+import multiprocessing
 import shutil
 
 import numpy as np
@@ -443,3 +444,23 @@ def test_several_processes_look_at_rasters(tmp_path):
         out = tmp_path / str(workers)
         preprocessing.main(as_flags({**flags, "--out": out, "--workers": workers}))
     assert files(tmp_path / "1") == files(tmp_path / "2")
+
+
+def test_the_bar_counts_pixels_and_a_raster_stops_in_the_middle(preprocess, tmp_path, monkeypatch):
+    make_geotiffs(tmp_path / "raw", sites=2, size=(200, 300))
+    counter = multiprocessing.Value("q", 0)
+    stop = multiprocessing.Event()
+    monkeypatch.setattr(tiling, "_shared", [(counter, stop)])
+    monkeypatch.setattr(strips, "STRIP_PIXELS", 10_000)
+    out = preprocess()
+    covered = sum(
+        np.prod(on_disk.covered_size(region.rows, region.cols, description(out)))
+        for region in regions_of(out).values()
+    )
+    assert counter.value == covered
+    stop.set()
+    with pytest.raises(tiling._StoppedError):
+        preprocess(out=tmp_path / "stopped")
+    assert counter.value == covered
+    left = {path.suffix for path in (tmp_path / "stopped").rglob("*") if path.is_file()}
+    assert left <= {".json", ""}
