@@ -6,7 +6,10 @@ elsewhere; it opens from disk. What a run lacks (a log, intervals, portraits) is
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
 
+from dl_slicer import files
 from dl_slicer.cli import Parser, run
 from dl_slicer.report import page
 
@@ -16,7 +19,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("folder", help="where test_classification.py wrote its results")
     arguments = parser.parse_args(argv)
-    print(page.write_report(arguments.folder))
+    folder = Path(arguments.folder)
+    # A test that ends meanwhile would have the page of half its results, or of those of before.
+    with files.hold(folder) if folder.is_dir() else nullcontext():
+        print(page.write_report(folder))
 
 
 if __name__ == "__main__":
