@@ -3,15 +3,12 @@
 import json
 import multiprocessing
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import rasterio
 from conftest import (
     METRES,
-    ROOT,
     SIZES,
     as_flags,
     files,
@@ -123,18 +120,6 @@ def test_originals_are_read_in_windows(preprocess, tmp_path, monkeypatch):
     (tmp_path / "raw" / patches.raster(0)).unlink()
     reading.close_rasters()
     assert patches.original(0).size == (28, 28)
-
-
-def test_a_raster_that_is_open_at_the_end_is_closed_in_silence(preprocess, tmp_path):
-    make_geotiffs(tmp_path / "raw", sites=2)
-    out = preprocess()
-    code = (
-        "import sys; from dl_slicer.patch_sets import reading;"
-        " print(reading.open_split(sys.argv[1], 'test').original(0).size)"
-    )
-    command = [sys.executable, "-c", code, str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "(48, 48)\n", "")
 
 
 # ------------------------------------------------------------------------------- how they are seen
