@@ -126,10 +126,7 @@ def _regions_of(job: Job, raster: Raster, request: Request) -> tuple[Region, ...
     if len(job.splits) == 1:
         parts = [(0, width)]
     else:
-        end, begin = job.cut or (round(width / 2), round(width / 2))
-        # In a warped view a pixel beside the cut shows something of what lies beyond it.
-        end -= raster.reach
-        begin += raster.reach
+        end, begin = _cut(job, raster)
         parts = [(0, end), (begin, width - begin)]
     size = request.settings["patch_size"]
     stride = request.settings["stride"]
@@ -154,6 +151,20 @@ def _regions_of(job: Job, raster: Raster, request: Request) -> tuple[Region, ...
         )
         regions.append(region)
     return tuple(regions)
+
+
+def _cut(job: Job, raster: Raster) -> tuple[int, int]:
+    """Columns where the left part of a held-out raster ends, and where the right one begins.
+
+    In a warped view a pixel shows something of what lies around it: the parts keep so far apart
+    that no pixel of the raster is seen in both.
+    """
+    if job.cut is not None:
+        end, begin = job.cut
+        return end - raster.reach, begin + raster.reach
+    # The right part's windows begin where they do in another version of the raster.
+    middle = round(raster.width / 2)
+    return middle - 2 * raster.reach, middle
 
 
 def _place_of(raster: Raster, request: Request) -> dict[str, Any]:
