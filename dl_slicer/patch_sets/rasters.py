@@ -61,9 +61,15 @@ class Raster:
     transform: "Affine | None" = None
     metres_a_pixel: float | None = None
     has_gaps: bool = False
+    # How many pixels away what lies beside a pixel of the view may show in it, since it is warped.
+    reach: int = 0
 
     def __init__(self):
         self.remarks: list[str] = []
+
+    def whole(self) -> Image.Image | None:
+        """The raster as one RGB image, if it is small enough to be read whole by Pillow."""
+        return None
 
     def read(
         self, x: int, y: int, width: int, height: int, stretch: Stretch | None = None
@@ -93,13 +99,14 @@ class _WholeRaster(Raster):
         self._path = path
         self._image: Image.Image | None = None
 
-    def _whole(self) -> Image.Image:
+    def whole(self):
+        """See Raster."""
         if self._image is None:
             self._image = image_files.read_image(self._path)
         return self._image
 
     def read(self, x, y, width, height, stretch=None):
-        image = self._whole()
+        image = self.whole()
         if (x, y, width, height) != (0, 0, *image.size):
             image = image.crop((x, y, x + width, y + height))
         pixels = np.asarray(image)
@@ -110,7 +117,7 @@ class _WholeRaster(Raster):
         return percentiles(self.read(x, y, width, height)[:: steps[0], :: steps[1]])
 
     def thumbnail(self, longest):
-        return shrunk(self._whole(), longest)
+        return shrunk(self.whole(), longest)
 
 
 def stretched(values: np.ndarray, stretch: Stretch) -> np.ndarray:
