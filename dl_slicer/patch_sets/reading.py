@@ -87,6 +87,7 @@ class ArrayPatches:
             )
         self.step = on_disk.scaled_stride(self.patch_size, self.stride, self.image_size)
         self.view = self.description.view
+        self.allow_overlap = self.description.allow_overlap
         self.max_nodata = self.description.max_nodata
         self.regions = on_disk.load_regions(root, split.removesuffix("_b"), self.description.format)
         self._check_regions()
@@ -285,7 +286,8 @@ class ArrayPatches:
         stored = self.read([index])[0]
         raw = Path(raw or self.root / self.description.raw)
         try:
-            raster = _raster(raw / region.raster, self.view, raw)
+            file = on_disk.raster_path(self.root, raw, region.raster)
+            raster = _raster(file, self.view, raw)
             if x + size > raster.width or y + size > raster.height:
                 raise UnreadableImage("has become smaller")
             patch = Image.fromarray(raster.read(x, y, size, size, on_disk.stretch_of(region)))
@@ -308,6 +310,7 @@ class JpegPatches:
         self.patch_size = None
         self.stride = None
         self.view = None
+        self.allow_overlap = False
         self.max_nodata = on_disk.MAX_NODATA
         self.metres_a_pixel = None
         folder = root / split
