@@ -1,5 +1,6 @@
 """Patches read from a patch set, or from a folder in the published layout."""
 
+import atexit
 import mmap
 import os
 import threading
@@ -416,6 +417,7 @@ def _raster(file: Path, view: View, root: Path) -> Raster:
     return _opened[key][0]
 
 
+@atexit.register  # at the very end GDAL cannot be called any more
 def close_rasters() -> None:
     """Close the raster that the latest patch was cut from."""
     while _opened:
