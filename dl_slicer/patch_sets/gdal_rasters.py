@@ -220,6 +220,13 @@ class WindowedRaster(Raster):
                     image_files.too_dark(image_files.DARK >> (16 - self._depth()))
                 )
 
+    def _refuse_bright(self, values: np.ndarray) -> None:
+        """UnreadableImage if values that are data are larger than 16 bits hold."""
+        if values.dtype.itemsize > 2 and values.max() >= 1 << 16:
+            named = [value for value in self._nodata if value is not None]
+            if (values[~np.isin(values, named)] >= 1 << 16).any():
+                raise UnreadableImage(image_files.TOO_BRIGHT)
+
     # --------------------------------------------------------------------------- place
 
     def _find_gaps(self, beside: Sidecars) -> None:
@@ -281,6 +288,7 @@ class WindowedRaster(Raster):
         if stretch is not None:
             pixels = rasters.stretched(np.moveaxis(values, 0, -1), stretch)
         else:
+            self._refuse_bright(values)
             pixels = self._to_rgb(values)
         if pixels.shape[2] == 4:
             pixels = np.asarray(

@@ -423,3 +423,7 @@ def close_rasters() -> None:
     while _opened:
         _, stack = _opened.popitem()[1]
         stack.close()
+
+
+# Before modules go: a raster that is closed after GDAL has gone makes Python complain.
+atexit.register(close_rasters)

@@ -13,7 +13,6 @@ from dataclasses import replace
 from functools import partial
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -306,20 +305,19 @@ def _counted(parts: Iterable[np.ndarray], pixels_a_row: float) -> Iterator[np.nd
 
 
 def _write_jpegs(request: Request, raster: Raster, region: Region) -> None:
-    """Write the patches at full size, from one row of windows in memory at a time."""
+    """Write the patches at full size, each read by itself."""
     size = request.settings["patch_size"]
     stride = request.settings["stride"]
-    x, y, width, _ = _covered_box(region, request.settings)
     stretch = on_disk.stretch_of(region)
-    for row, windows in itertools.groupby(on_disk.each_window([region]), key=itemgetter(1)):
-        band = Image.fromarray(raster.read(x, y + row * stride, width, size, stretch))
-        for window in windows:
-            left = window[2] * stride
-            jpeg = io.BytesIO()
-            patch = band.crop((left, 0, left + size, size))
-            patch.save(jpeg, "JPEG", quality=JPEG_QUALITY)
-            with atomic(on_disk.jpeg_file(request.out, region.split, window), sync=False) as file:
-                file.write(jpeg.getbuffer())
+    for window in on_disk.each_window([region]):
+        _, row, col = window
+        x = region.x + col * stride
+        y = region.y + row * stride
+        jpeg = io.BytesIO()
+        patch = Image.fromarray(raster.read(x, y, size, size, stretch))
+        patch.save(jpeg, "JPEG", quality=JPEG_QUALITY)
+        with atomic(on_disk.jpeg_file(request.out, region.split, window), sync=False) as file:
+            file.write(jpeg.getbuffer())
 
 
 # ------------------------------------------------------------------------------- all rasters

@@ -7,7 +7,16 @@ import shutil
 import numpy as np
 import pytest
 import rasterio
-from conftest import METRES, SIZES, as_flags, files, make_geotiffs, make_raw, picture, write_geotiff
+from conftest import (
+    METRES,
+    SIZES,
+    as_flags,
+    files,
+    make_geotiffs,
+    make_raw,
+    picture,
+    write_geotiff,
+)
 from PIL import Image
 from preprocessing_runs import changed_by, refused
 
@@ -65,6 +74,7 @@ def test_a_set_says_where_its_regions_lie(preprocess, tmp_path):
     assert (val.bands, val.stretch, val.without_data) == ("", "", "")
     found = description(out)
     assert found["format"] == 2
+    assert "rasterio" in found["versions"]
     assert [found[key] for key in on_disk.KEYS_OF_FORMAT_2] == [None, None, None, None, 0.05, False]
     patches = reading.open_split(out, "test")
     assert patches.metres_a_pixel == pytest.approx(METRES, rel=0.001)

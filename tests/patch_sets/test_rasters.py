@@ -305,6 +305,17 @@ def test_nodata_of_sixteen_bits_and_beside_a_raster(tmp_path):
         assert raster.crs == "EPSG:32611"
 
 
+def test_larger_numbers_than_16_bits_are_refused_unless_they_are_no_data(tmp_path):
+    pixels = noise(60, 50, 1, "uint16").astype(np.int32)
+    pixels[0, 0, 0] = 70_000
+    path = write(tmp_path / "x.tif", pixels, **PLACE)
+    with pytest.raises(UnreadableImage, match="larger numbers than 16 bits.*--stretch auto"):
+        whole(path)
+    assert whole(path, View(stretch="auto")).max() == 255
+    path = write(tmp_path / "nodata.tif", pixels, nodata=70_000, **PLACE)
+    assert np.array_equal(whole(path)[:, :, 1], (pixels[0] >> 8).clip(0, 255))
+
+
 def test_a_stretch_maps_a_range_to_all_greys(tmp_path):
     pixels = np.arange(3000, dtype=np.uint16).reshape(1, 50, 60) + 500
     path = write(tmp_path / "x.tif", pixels, **PLACE)
