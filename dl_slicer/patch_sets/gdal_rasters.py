@@ -133,7 +133,7 @@ class WindowedRaster(Raster):
         for index, meaning in enumerate(self._dataset.colorinterp, 1):
             if meaning == ColorInterp.alpha and index > 1 and index not in chosen:
                 sample = self.sample((0, 0, self.width, self.height), [index])
-                if np.isin(sample, (0, 255)).all():
+                if np.isin(sample, (0, 255, 65535)).all():
                     return index
                 self.remarks.append(
                     f"band {index} is marked as alpha and has other values than 0 and 255: it is"
@@ -145,10 +145,11 @@ class WindowedRaster(Raster):
         count = self._dataset.count
         chosen = self._view.bands
         if chosen:
-            if max(chosen) > count:
-                raise UnreadableImage(
-                    f"has {count} bands, no band {max(chosen)}; name others with --bands"
-                )
+            for index in chosen:
+                if not 1 <= index <= count:
+                    raise UnreadableImage(
+                        f"has {count} bands, no band {index}; name others with --bands"
+                    )
             return list(chosen)
         colours = [index for index in range(1, count + 1) if index != self._alpha]
         if len(colours) == 2:
@@ -452,12 +453,8 @@ def averaged(pixels: np.ndarray, factor: int) -> np.ndarray:
     """
     if factor == 1:
         return pixels
-    share = pixels[:, :, 3]
-    if share.all():
-        return np.asarray(Image.fromarray(pixels).reduce(factor))
-    # Pillow takes the last of four channels for what it is here, and weighs by it.
-    weighted = Image.fromarray(pixels, "RGBA").convert("RGBa").reduce(factor)
-    return np.asarray(weighted.convert("RGBA"))
+    # Pillow takes the last of four channels for alpha, and weighs by it.
+    return np.asarray(Image.fromarray(pixels).reduce(factor))
 
 
 def thin_windows(box: Box) -> Iterator[Box]:

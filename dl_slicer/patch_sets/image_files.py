@@ -1,5 +1,6 @@
 """Image files, read as 8-bit RGB or refused in one line."""
 
+import logging
 import os
 import stat
 import struct
@@ -15,6 +16,7 @@ from dl_slicer.cli import printable
 
 # What Pillow warns of (odd metadata, many pixels) is either read well or refused below.
 warnings.filterwarnings("ignore", module="PIL\\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".jp2", ".vrt"}
 

@@ -271,6 +271,10 @@ def test_an_alpha_band_is_where_there_is_data_only_if_it_is_0_and_255(tmp_path):
         assert np.array_equal(raster.data_mask(0, 90, 600, 20)[:, 3], np.arange(20) >= 10)
     with open_raster(alpha, View(bands=(4, 1, 2))) as raster:
         assert not raster.has_gaps
+    deep = pixels.astype("uint16") * 257
+    deep = write(tmp_path / "deep.tif", deep, photometric="RGB", alpha="yes", **PLACE)
+    with open_raster(deep) as raster:
+        assert np.array_equal(raster.data_mask(0, 90, 600, 20)[:, 3], np.arange(20) >= 10)
 
 
 def test_a_mask_within_a_tiff_says_where_there_is_data(tmp_path):
