@@ -25,7 +25,7 @@ from dl_slicer import machine
 from dl_slicer.cities import labels
 from dl_slicer.cli import InputError, Parser, number, printable, run
 from dl_slicer.files import locked
-from dl_slicer.patch_sets import completing, finding, on_disk, progress, records, tiling
+from dl_slicer.patch_sets import arranging, completing, on_disk, progress, records, tiling
 from dl_slicer.patch_sets.jobs import Request
 from dl_slicer.patch_sets.on_disk import Region
 from dl_slicer.patch_sets.rasters import View
@@ -46,6 +46,7 @@ def read_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
         " than one raster and more than a tenth of them",
     )
     add_patch_flags(parser.add_argument_group("patches"))
+    add_place_flags(parser.add_argument_group("places"))
     add_view_flags(parser.add_argument_group("how rasters are seen"))
     add_machine_flags(parser.add_argument_group("machine"))
     args = parser.parse_args(argv)
@@ -84,6 +85,28 @@ def add_patch_flags(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="also write <split>/<City (CODE)>/*.jpg at full size, as published;"
         " later runs keep them up to date",
+    )
+
+
+def add_place_flags(group: argparse._ArgumentGroup) -> None:
+    """Flags that say what becomes of rasters by where they lie on the ground."""
+    group.add_argument(
+        "--sites",
+        type=number(least=2),
+        metavar="N",
+        help="give a city whose rasters lie directly in its folder N sites, by where they lie:"
+        " rasters that overlap or touch stay together; the set remembers them",
+    )
+    group.add_argument(
+        "--mosaic",
+        action="store_true",
+        help="take tiles of a site that touch or overlap, on one grid of pixels, for one raster",
+    )
+    group.add_argument(
+        "--allow-overlap",
+        action="store_true",
+        help="go on where the same ground lies in different splits, which makes every figure too"
+        " good; results say so",
     )
 
 
@@ -193,7 +216,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = request.out
     progress.refuse_other_set(out, request.settings)
 
-    jobs = finding.find_rasters(raw, out)
+    arrangement = arranging.arrange(request)
+    jobs = arrangement.jobs
     stale = progress.find_stale(request, jobs)
     part, parts = args.shard
     jobs_of_shard = jobs[part - 1 :: parts]
@@ -212,6 +236,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     say_patch_sides(request, [job.regions for job in to_do] + list(done.values()))
     to_do = progress.leave_out_obstructed(request, to_do, faults)
     tiling.begin(request, to_do)
+    arrangement.remember(request)
     completing.remove_stale(request, stale)
     tiling.tile(request, to_do, args.workers, done, faults)
     seconds = time.time() - started
@@ -229,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         return
     with locked(out, shared=False):
-        description = completing.complete(request, done)
+        description = completing.complete(request, done, arrangement.facts)
     print_summary(description, chain.from_iterable(done.values()))
     print(f"patch set: {printable(out)}; {speed(len(to_do), seconds)}")
 
@@ -250,6 +275,9 @@ def read_request(args: argparse.Namespace) -> Request:
         test_b=args.test_b,
         seed=args.seed,
         prune=args.prune,
+        sites=args.sites,
+        allow_overlap=args.allow_overlap,
+        mosaic=args.mosaic,
     )
 
 
@@ -333,6 +361,7 @@ def print_summary(description: Mapping[str, Any], regions: Iterable[Region]) -> 
     if has_gaps:
         meaning += f"; in windows with more than {description['max_nodata']:.3g} without data"
     print(f"{'all':<28}{columns}{as_shares(total, has_gaps)}  {meaning}")
+    say_how_far_apart(description)
     say_what_is_short(description)
     say_what_has_no_data(description, regions)
 
@@ -353,6 +382,17 @@ def measure_areas(description: Mapping[str, Any], regions: Iterable[Region]) -> 
 def as_shares(area: Area, has_gaps: bool) -> str:
     """Give the last columns of a row of the table."""
     return f"{area.left_over:>10.1f} %" + (f"{area.no_data:>8.1f} %" if has_gaps else "")
+
+
+def say_how_far_apart(description: Mapping[str, Any]) -> None:
+    """Say how far each city's held-out site lies from its nearest train raster."""
+    distances = description.get("held_out_distance")
+    if distances:
+        classes = description["classes"]
+        codes = dict(zip(classes, labels(classes), strict=True))
+        nearest = sorted(codes.keys() & distances.keys(), key=lambda city: (distances[city], city))
+        parts = [f"{printable(codes[city])} {distances[city]:,.0f} m" for city in nearest]
+        print(f"from the held-out site to the nearest train raster: {', '.join(parts)}")
 
 
 def say_what_is_short(description: Mapping[str, Any]) -> None:

@@ -124,6 +124,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         fault = write_page(new, args.checkpoint)
     out = call.out
+    if patch_set.allow_overlap:
+        print(
+            "not kept apart: preprocessing was told --allow-overlap, so some of these patches show"
+            " ground that training patches show, and every figure is too good"
+        )
     print(
         f"{len(patch_set)} patches of {args.split}, {len(patch_set) / seconds:.0f} a second;"
         f" results: {out}; portraits of {sheets} cities: {out / 'portraits'}"
@@ -165,7 +170,9 @@ def describe_circumstances(
     dtype: torch.dtype,
 ) -> dict:
     """Give what metrics.json says of how the test was made."""
+    others = {"allow_overlap": True} if patch_set.allow_overlap else {}
     return {
+        **others,
         "device": str(device),
         "dtype": name_of(dtype),
         "checkpoint": str(args.checkpoint),

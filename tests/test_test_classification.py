@@ -3,6 +3,7 @@
 import csv
 import json
 import runpy
+import shutil
 import sys
 
 import numpy as np
@@ -20,7 +21,7 @@ import test_classification
 from dl_slicer.cli import InputError
 from dl_slicer.files import hold
 from dl_slicer.model import evaluation
-from dl_slicer.patch_sets import reading
+from dl_slicer.patch_sets import on_disk, reading
 from dl_slicer.report import page
 from dl_slicer.results import portraits, result_folder
 
@@ -260,3 +261,26 @@ HEADINGS = ["model:", "data:", "machine:", "results:"]
 def test_where_results_go(flags, folder):
     args = test_classification.read_flags(["--checkpoint", "runs/one/best.pth", *flags])
     assert test_classification.output_folder(args).as_posix() == folder
+
+
+def test_an_overlap_that_was_allowed_is_said_with_every_result(data, finished, tmp_path, capsys):
+    """In metrics.json, where the results are printed, and in the report."""
+    leaking = tmp_path / "patches"
+    shutil.copytree(data, leaking)
+    regions = on_disk.load_regions(data)
+    (leaking / "regions.csv").write_text(on_disk.text_of_regions(regions, 2))
+    description = json.loads((data / "dataset.json").read_text())
+    description |= {"format": 2, "allow_overlap": True, "max_nodata": 0.05}
+    description |= dict.fromkeys(("ground_resolution", "bands", "stretch", "crs"))
+    description["held_out_distance"] = {"Aa (AAA)": 0.0, "Bb (BBB)": 1234.5}
+    (leaking / "dataset.json").write_text(json.dumps(description))
+    measure(finished / "best.pth", leaking, "--split", "test_b", "--out", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["allow_overlap"] is True
+    assert "not kept apart" in capsys.readouterr().out
+    report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Not kept apart." in report
+    assert "AAA 0 m from the nearest train raster, BBB 1,234 m, 617 m in the middle" in report
+    measure(finished / "best.pth", data, "--split", "test_b", "--out", tmp_path / "apart")
+    assert "allow_overlap" not in (tmp_path / "apart" / "metrics.json").read_text()
+    report = (tmp_path / "apart" / "report.html").read_text(encoding="utf-8")
+    assert "Not kept apart." not in report and "Held-out sites" not in report

@@ -20,11 +20,14 @@ from dl_slicer.patch_sets.on_disk import Region, Window
 from dl_slicer.patch_sets.records import Listing, Record
 
 
-def complete(request: Request, done: Mapping[str, Sequence[Region]]) -> dict[str, Any]:
+def complete(
+    request: Request, done: Mapping[str, Sequence[Region]], facts: Mapping[str, Any]
+) -> dict[str, Any]:
     """Write regions.csv, test_b.csv (and its JPEGs) and, last, dataset.json; give what that says.
 
-    done: the regions of all rasters. Nothing is written if all is as it must be. InputError if
-    another process has begun to write JPEGs: those of the rasters that are done here are missing.
+    done: the regions of all rasters. facts: what else dataset.json is to say. Nothing is written
+    if all is as it must be. InputError if another process has begun to write JPEGs: those of the
+    rasters that are done here are missing.
     """
     out = request.out
     if not request.jpegs and records.has_jpegs(out):
@@ -42,7 +45,7 @@ def complete(request: Request, done: Mapping[str, Sequence[Region]]) -> dict[str
             f" two are needed; add rasters, or allow more than --max-nodata {request.max_nodata:g}"
         )
     drawn = draw_test_b(regions, request.test_b, request.seed)
-    description = _describe(request, regions, drawn)
+    description = {**_describe(request, regions, drawn), **facts}
     texts = {
         on_disk.REGIONS: on_disk.text_of_regions(regions, description["format"]),
         on_disk.TEST_B: on_disk.text_of_test_b(drawn),

@@ -4,14 +4,17 @@ import os
 import stat
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from dl_slicer.cities import fault_of_name
 from dl_slicer.cli import InputError, printable
 from dl_slicer.patch_sets import image_files, on_disk
+from dl_slicer.patch_sets.image_files import UnreadableImage
 from dl_slicer.patch_sets.jobs import Job, stamp_of
+from dl_slicer.patch_sets.rasters import open_raster
 
 LONGEST_ON_DISK = 255  # bytes of a name that a file system takes
 LONGEST_SUFFIX = len("_r00000_c00000.jpg")  # what follows a raster's flat name in that of a patch
@@ -20,16 +23,21 @@ LONGEST_SUFFIX = len("_r00000_c00000.jpg")  # what follows a raster's flat name 
 class RasterFile(NamedTuple):
     """A raster as it was found."""
 
-    site: str
+    site: str  # "" where it lies in no site's folder
     raster: str  # path relative to the raw folder
     stamp: list[int]  # jobs.stamp_of
 
 
-def find_rasters(raw: Path, out: Path) -> list[Job]:
+# Gives {raster: its site} of {city: its rasters, each with its stamp}.
+FindSites = Callable[[Mapping[str, Sequence[tuple[str, list[int]]]]], Mapping[str, str]]
+
+
+def find_rasters(raw: Path, out: Path, find_sites: FindSites | None = None) -> list[Job]:
     """A job for each raster, sorted by city, site and path.
 
-    Of each city's sites in sorted order the last is held out. InputError if the layout is not as
-    expected, all faults at once.
+    Of each city's sites in sorted order the last is held out. find_sites: for cities whose rasters
+    lie directly in their folder; None refuses these. InputError if the layout is not as expected,
+    all faults at once.
     """
     if not raw.is_dir():
         raise InputError(
@@ -46,22 +54,78 @@ def find_rasters(raw: Path, out: Path) -> list[Job]:
             f"{printable(raw)}: no rasters in it;"
             " expected <City (CODE)>/<site>/<raster>.jpg (or png, tif)"
         )
-    faults += _faults_of_shallow(raw, shallow, bool(cities))
+    if find_sites is not None:
+        shallow = _take_flat_cities(cities, shallow)
+    faults += _faults_of_shallow(raw, [Path(file.raster) for file in shallow], bool(cities))
+    if find_sites is None:
+        faults += _advice_on_sites(raw, shallow)
     faults += _faults_of_names(raw, cities)
     if len(cities) == 1:
         faults.append(_fault_of_one_city(raw, *cities.items()))
     faults += _faults_of_twins(raw, sorted(cities))
-    jobs = []
     for city, rasters in sorted(cities.items()):
         faults += _faults_of_city(raw, city, rasters) if len(cities) > 1 else []
-        jobs += _jobs_of_city(city, rasters)
     if faults:
         raise InputError("\n".join(faults))
-    return jobs
+    if find_sites is not None:
+        _give_sites(raw, cities, find_sites)
+    return [job for city, rasters in sorted(cities.items()) for job in _jobs_of_city(city, rasters)]
 
 
-def _find_files(raw: Path, faults: list[str]) -> tuple[dict[str, list[RasterFile]], list[Path]]:
-    """Give the rasters of each city, and paths of those that lie in no site's folder.
+def _take_flat_cities(
+    cities: dict[str, list[RasterFile]], shallow: list[RasterFile]
+) -> list[RasterFile]:
+    """Add the cities whose rasters all lie directly in their folder; give the other rasters."""
+    has_sites = set(cities)
+    left = []
+    for file in shallow:
+        city, _, inside = file.raster.partition("/")
+        if inside and city not in has_sites:
+            cities[city].append(file)
+        else:
+            left.append(file)
+    return left
+
+
+def _advice_on_sites(raw: Path, shallow: list[RasterFile]) -> Iterator[str]:
+    """A line where rasters lie directly in a city's folder and know their place."""
+    first_of_city = {file.raster.partition("/")[0]: file.raster for file in reversed(shallow)}
+    for city, raster in sorted(first_of_city.items()):
+        if city != raster and _has_georeference(raw / raster):
+            yield (
+                f"{printable(raw)}: rasters that lie directly in their city's folder can be put"
+                " into sites by where they lie on the ground: --sites 3 makes three of each such"
+                " city"
+            )
+            return
+
+
+def _has_georeference(path: Path) -> bool:
+    with suppress(UnreadableImage), open_raster(path) as raster:
+        return raster.transform is not None
+    return False
+
+
+def _give_sites(raw: Path, cities: dict[str, list[RasterFile]], find_sites: FindSites) -> None:
+    """Put the rasters that lie directly in a city's folder into sites."""
+    flat = {city: files for city, files in cities.items() if not files[0].site}
+    others = sorted(cities.keys() - flat.keys())
+    if others:
+        noun = "city" if len(others) == 1 else "cities"
+        print(
+            f"{printable(raw)}: sites are folders already in {len(others)} {noun}, such as"
+            f" {printable(others[0])}, and stay as they are",
+            flush=True,
+        )
+    sites = find_sites({city: [file[1:] for file in files] for city, files in flat.items()})
+    for city, files in flat.items():
+        cities[city] = [file._replace(site=sites[file.raster]) for file in files]
+
+
+def _find_files(
+    raw: Path, faults: list[str]
+) -> tuple[dict[str, list[RasterFile]], list[RasterFile]]:
+    """Give the rasters of each city, and those that lie in no site's folder.
 
     What cannot be used goes into faults.
     """
@@ -75,7 +139,7 @@ def _find_files(raw: Path, faults: list[str]) -> tuple[dict[str, list[RasterFile
         elif stat.S_ISDIR(status.st_mode):
             continue
         elif len(inside.parts) < 3:
-            shallow.append(inside)
+            shallow.append(RasterFile("", inside.as_posix(), stamp_of(status)))
         else:
             city, site, *_ = inside.parts
             cities[city].append(RasterFile(site, inside.as_posix(), stamp_of(status)))
@@ -202,7 +266,7 @@ def _faults_of_twins(raw: Path, cities: list[str]) -> Iterator[str]:
 
 def _faults_of_city(raw: Path, city: str, rasters: list[RasterFile]) -> Iterator[str]:
     sites = sorted({file.site for file in rasters})
-    if len(sites) == 1:
+    if len(sites) == 1 and sites != [""]:
         yield (
             f"{printable(raw / city)}: only one site ({printable(sites[0])}) has rasters;"
             " at least two are needed, one of them is held out"

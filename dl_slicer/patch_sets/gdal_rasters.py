@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -28,6 +29,15 @@ DEEP_JPEG = (
     " without JPEG"
 )
 LARGEST_BLOCK = 100_000_000  # bytes of all bands of a block: they are read together
+# Whole numbers, as GDAL calls them.
+GDAL_TYPES = {
+    "uint8": "Byte",
+    "uint16": "UInt16",
+    "int16": "Int16",
+    "uint32": "UInt32",
+    "int32": "Int32",
+}
+
 SAMPLES = 16  # windows in a row and in a column of a thin sample
 SAMPLE = 16  # pixels in a row and in a column of each
 STRIP = 8_000_000  # pixels that are averaged at a time
@@ -297,6 +307,39 @@ class WindowedRaster(Raster):
     def data_mask(self, x, y, width, height):
         """See Raster."""
         return self._mask((x, y, width, height))
+
+    def layout(self) -> dict[str, Any] | None:
+        """What must be equal for rasters to be joined to one; None if they cannot be.
+
+        bands: of each its type as GDAL calls it, what it means, its nodata value and the bits it
+        uses. gaps: what says where data is missing.
+        """
+        dataset = self._dataset
+        meanings = [meaning.name for meaning in dataset.colorinterp]
+        structure = [dataset.tags(index, ns="IMAGE_STRUCTURE") for index in dataset.indexes]
+        kinds = [GDAL_TYPES.get(kind) for kind in dataset.dtypes]
+        is_inverted = any(tags.get("MINISWHITE") for tags in (*structure, self._structure()))
+        if None in kinds or "palette" in meanings or is_inverted:
+            return None
+        bits = [tags.get("NBITS") for tags in structure]
+        known = dict(zip(self._bands, self._nodata, strict=True))
+        nodata = [known.get(index, dataset.nodatavals[index - 1]) for index in dataset.indexes]
+        bands = zip(kinds, meanings, nodata, bits, strict=True)
+        gaps = "none"
+        if self.has_gaps:
+            gaps = "mask" if self._alpha is not None or self._has_mask else "nodata"
+        return {"bands": [list(band) for band in bands], "gaps": gaps}
+
+    def _structure(self) -> dict[str, str]:
+        return self._dataset.tags(ns="IMAGE_STRUCTURE")
+
+    def block(self) -> list[int]:
+        """Width and height of the blocks of the file, in pixels."""
+        return list(reversed(self._dataset.block_shapes[0]))
+
+    def thin_mask(self, step):
+        """See Raster."""
+        return self._mask((0, 0, self.width, self.height), step)
 
     def _mask(self, box: Box, step: int = 1, values: np.ndarray | None = None) -> np.ndarray:
         """Where there is data, bool; values: those of the box, if they are there already.

@@ -93,12 +93,12 @@ def metres_a_pixel(crs: CRS, transform: Affine, width: int, height: int) -> floa
         return None
     if not np.isfinite([longitudes, latitudes]).all():
         return None
-    here, right, below = _on_the_ellipsoid(longitudes, latitudes)
+    here, right, below = on_the_ellipsoid(longitudes, latitudes)
     area = np.linalg.norm(np.cross(right - here, below - here))
     return float(math.sqrt(area)) or None
 
 
-def _on_the_ellipsoid(longitudes: np.ndarray, latitudes: np.ndarray) -> np.ndarray:
+def on_the_ellipsoid(longitudes: np.ndarray, latitudes: np.ndarray) -> np.ndarray:
     """Points (n, 3) in metres from the centre of the earth."""
     across, up = np.radians(longitudes), np.radians(latitudes)
     radius = SEMI_MAJOR / np.sqrt(1 - ECCENTRICITY_SQUARED * np.sin(up) ** 2)

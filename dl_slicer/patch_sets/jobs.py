@@ -24,6 +24,9 @@ class Request:
     test_b: int  # test patches drawn of each city
     seed: int  # of that draw
     prune: bool = False  # whether any number of rasters may be gone
+    sites: int | None = None  # how many a city without site folders gets
+    allow_overlap: bool = False  # whether the same ground may lie in different splits
+    mosaic: bool = False  # whether tiles of a site that touch are one raster
 
     @property
     def view(self) -> View:
@@ -49,17 +52,23 @@ class Job:
     # Columns where the left part of a held-out raster ends and the right one begins; None: in the
     # middle. In pixels of the raster as it is seen.
     cut: tuple[int, int] | None = None
+    # What it is joined of, each with its bytes and time, if it is no file of its own.
+    tiles: tuple[tuple[str, int, int], ...] = ()
 
     def identity(self) -> dict[str, Any]:
         """Give what must not have changed since for an earlier result to count, as records say."""
-        cut = {} if self.cut is None else {"cut": list(self.cut)}
+        others: dict[str, Any] = {}
+        if self.cut is not None:
+            others["cut"] = list(self.cut)
+        if self.tiles:
+            others["tiles"] = [list(tile) for tile in self.tiles]
         return {
             "raster": self.raster,
             "city": self.city,
             "site": self.site,
             "splits": self.splits,
             "stamp": self.stamp,
-            **cut,
+            **others,
         }
 
 

@@ -13,7 +13,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
@@ -49,11 +49,14 @@ SPLITS = ("train", "val", "test", "test_b")
 DESCRIPTION = "dataset.json"  # written last: a set without it is not finished
 REGIONS = "regions.csv"
 TEST_B = "test_b.csv"
+SITES = "sites.csv"  # sites that were found by place
+MOSAICS = "mosaics"  # the folder of what joins tiles, which lies as the rasters do in theirs
+FOOTPRINTS = "footprints.json"  # where rasters lie: made anew where it is missing
 ARRAYS = "arrays"  # the folder of arrays and of records, which lie as the rasters do in theirs
 
 ARRAY_HEADER = 128  # bytes that NumPy's header of a three-dimensional array takes
 
-TABLES = (DESCRIPTION, REGIONS, TEST_B)  # the files that speak of all rasters
+TABLES = (DESCRIPTION, REGIONS, TEST_B, SITES, FOOTPRINTS)  # the files that speak of all rasters
 
 NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 NOT_READABLE = (KeyError, TypeError, ValueError, csv.Error)  # what a damaged table raises
@@ -108,6 +111,8 @@ class Description:
     view: View = AS_THEY_ARE  # how rasters were seen
     max_nodata: float = MAX_NODATA
     allow_overlap: bool = False  # whether rasters of two splits show the same ground
+    # {city: metres} from its held-out site to its nearest train raster, where both are known.
+    held_out_distance: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -269,6 +274,13 @@ def record_file(out: str | Path, raster: str) -> Path:
     return Path(out, ARRAYS, raster).with_suffix(".json")
 
 
+def raster_path(out: str | Path, raw: str | Path, raster: str) -> Path:
+    """Path of a raster's file: in the raw folder, of joined tiles in the patch set."""
+    joined = Path(out, MOSAICS, raster)
+    # GDAL takes the .. of what joins tiles without regard for symbolic links.
+    return Path(os.path.realpath(joined)) if joined.is_file() else Path(raw, raster)
+
+
 def window_name(row: int, col: int) -> str:
     """Give the end of a patch's name: where it lies in its region."""
     return f"r{row:02d}_c{col:02d}"
@@ -426,6 +438,7 @@ def load_description(root: str | Path) -> Description:
         keys += ["max_nodata", "allow_overlap"]
         view = view_of(content)
     found = {key: content[key] for key in keys}
+    found["held_out_distance"] = content.get("held_out_distance", {})
     return Description(**found, counts=content.get("counts"), view=view)
 
 
@@ -440,6 +453,7 @@ def _check_description(content: Mapping[str, Any]) -> dict[str, bool]:
         "classes": are_names(content.get("classes")),
         "raw": type(raw) is str and raw != "" and "\0" not in raw,
         "counts": counts is None or _are_counts(counts),
+        "held_out_distance": _are_distances(content.get("held_out_distance", {})),
     }
 
 
@@ -493,6 +507,13 @@ def are_names(value: object) -> bool:
     if not isinstance(value, list) or not all(type(name) is str for name in value):
         return False
     return 0 < len(set(value)) == len(value)
+
+
+def _are_distances(value: object) -> bool:
+    """Whether this has metres by the names of cities."""
+    return isinstance(value, dict) and all(
+        is_number(metres) and metres >= 0 for metres in value.values()
+    )
 
 
 def _are_counts(value: object) -> bool:

@@ -188,6 +188,7 @@ def find_stale(request: Request, jobs: Sequence[Job]) -> list[Record]:
     stale = _not_found(request, recorded, jobs)
     made = [record for record in recorded if _has_arrays(request, record)]
     gone = [record for record in stale if _has_arrays(request, record)]
+    gone = _without_joined(gone, jobs)
     gone = _without_renamed(gone, recorded, jobs)
     if not gone:
         return stale
@@ -213,6 +214,18 @@ def _not_found(request: Request, recorded: Iterable[Record], jobs: Iterable[Job]
         record
         for record in recorded
         if on_disk.record_file(request.out, record.raster) not in found
+    ]
+
+
+def _without_joined(gone: Iterable[Record], jobs: Iterable[Job]) -> list[Record]:
+    """Leave out tiles that are part of a mosaic by now, and mosaics whose tiles are elsewhere."""
+    there = {tile[0] for job in jobs for tile in job.tiles}
+    there |= {job.raster for job in jobs}
+    return [
+        record
+        for record in gone
+        if record.raster not in there
+        and not any(tile[0] in there for tile in record.job.get("tiles", ()))
     ]
 
 

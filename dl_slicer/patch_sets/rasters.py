@@ -25,6 +25,7 @@ WHOLE = 48_000_000
 GEOREFERENCE_TAGS = (33550, 33922, 34264, 34735)
 
 BITS = 258  # the tag of a TIFF for bits a value, one of each band
+STRIP = 8_000_000  # pixels of a mask that are looked at at a time
 
 GREY_SHARES = (2, 98)  # percentiles that `--stretch auto` maps to 0 and 255
 
@@ -80,6 +81,15 @@ class Raster:
     def data_mask(self, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Bool (height, width), True where there is data."""
         return np.ones((height, width), bool)
+
+    def thin_mask(self, step: int) -> np.ndarray:
+        """The data mask of the whole view, of every step-th pixel of every step-th row."""
+        rows = max(1, STRIP // (self.width * step)) * step
+        strips = [
+            self.data_mask(0, upper, self.width, min(rows, self.height - upper))[::step, ::step]
+            for upper in range(0, self.height, rows)
+        ]
+        return np.concatenate(strips)
 
     def range_of(self, x: int, y: int, width: int, height: int) -> Stretch:
         """The 2nd and 98th percentile over a thin sample of the data, all bands together."""

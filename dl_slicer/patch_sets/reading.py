@@ -88,6 +88,7 @@ class ArrayPatches:
             )
         self.step = on_disk.scaled_stride(self.patch_size, self.stride, self.image_size)
         self.view = self.description.view
+        self.allow_overlap = self.description.allow_overlap
         self.max_nodata = self.description.max_nodata
         self.regions = on_disk.load_regions(root, split.removesuffix("_b"), self.description.format)
         self._check_regions()
@@ -286,7 +287,8 @@ class ArrayPatches:
         stored = self.read([index])[0]
         raw = Path(raw or self.root / self.description.raw)
         try:
-            raster = _raster(raw / region.raster, self.view, raw)
+            file = on_disk.raster_path(self.root, raw, region.raster)
+            raster = _raster(file, self.view, raw)
             if x + size > raster.width or y + size > raster.height:
                 raise UnreadableImage("has become smaller")
             patch = Image.fromarray(raster.read(x, y, size, size, on_disk.stretch_of(region)))
@@ -309,6 +311,7 @@ class JpegPatches:
         self.patch_size = None
         self.stride = None
         self.view = None
+        self.allow_overlap = False
         self.max_nodata = on_disk.MAX_NODATA
         self.metres_a_pixel = None
         folder = root / split
@@ -414,6 +417,7 @@ def _raster(file: Path, view: View, root: Path) -> Raster:
     return _opened[key][0]
 
 
+@atexit.register  # at the very end GDAL cannot be called any more
 def close_rasters() -> None:
     """Close the raster that the latest patch was cut from."""
     while _opened:

@@ -93,7 +93,7 @@ def _is_quick(request: Request, job: Job) -> bool:
 def _planned_before(request: Request, job: Job) -> tuple[Region, ...]:
     """The regions that a run which was interrupted has planned; none if it has not."""
     record = records.load(request.out, job.raster)
-    if record is None or not record.unfinished or record.job != job.identity():
+    if record is None or not record.unfinished or record.job != job.identity() or job.cut:
         return ()
     if record.settings != request.settings:
         return ()
@@ -106,18 +106,29 @@ def plan_raster(request: Request, job: Job) -> Plan:
 
     UnreadableImage if it cannot be cut.
     """
-    with rasters.open_raster(request.raw / job.raster, request.view, request.raw) as raster:
+    with rasters.open_raster(_path(request, job), request.view, request.raw) as raster:
         regions = _regions_of(job, raster, request)
-        if all(region.rows and region.cols for region in regions):
-            return Plan(regions, tuple(raster.remarks))
+        fitting = tuple(region for region in regions if region.rows and region.cols)
+        # What shares its line with other rasters may lie on one side of it alone.
+        if fitting and (job.cut or len(fitting) == len(regions)):
+            return Plan(fitting, tuple(raster.remarks))
         size = request.settings["patch_size"]
         resolution = request.view.ground_resolution
         seen = f" of {resolution:g} m" if resolution else ""
         held_out = " in each half (its site is held out)" if len(regions) == 2 else ""
+        if job.cut:
+            held_out = (
+                f" left of column {job.cut[0]} or right of column {job.cut[1]}, where the held-out"
+                " rasters that it overlaps on the ground are cut"
+            )
         raise UnreadableImage(
             f"{raster.width} x {raster.height} pixels{seen}, smaller than a patch of"
             f" {size} x {size}{held_out}; replace or delete it"
         )
+
+
+def _path(request: Request, job: Job) -> Path:
+    return on_disk.raster_path(request.out, request.raw, job.raster)
 
 
 def _regions_of(job: Job, raster: Raster, request: Request) -> tuple[Region, ...]:
@@ -220,25 +231,26 @@ def tile_raster(request: Request, job: Job) -> Sequence[Region]:
     They are also written into the raster's record, which vouches for the rest once it is finished.
     UnreadableImage if the raster cannot be used, or has changed since it was found.
     """
-    file = request.raw / job.raster
-    with rasters.open_raster(file, request.view, request.raw) as raster:
+    with rasters.open_raster(_path(request, job), request.view, request.raw) as raster:
         raster.whole()  # one that Pillow cannot read is refused before anything is written
-        _refuse_changed(file, job)
+        _refuse_changed(request, job)
         begun = records.begin(request, job)
         regions = tuple(_write_array(request, raster, region) for region in job.regions)
         for region in regions if request.jpegs else ():
             _write_jpegs(request, raster, region)
-    _refuse_changed(file, job)  # a large one takes minutes
+    _refuse_changed(request, job)  # a large one takes minutes
     records.finish(request, replace(job, regions=regions), begun)
     return regions
 
 
-def _refuse_changed(file: Path, job: Job) -> None:
+def _refuse_changed(request: Request, job: Job) -> None:
     """UnreadableImage if a raster is no longer what it was planned as.
 
     Beyond the edges of a smaller one all would be black.
     """
-    if stamp_of(file.stat()) != job.stamp:
+    for raster, *stamp in job.tiles or [(job.raster, *job.stamp)]:
+        if stamp_of((request.raw / raster).stat()) == stamp:
+            continue
         raise UnreadableImage("has changed since it was found; wait until it is whole")
 
 

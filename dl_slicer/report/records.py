@@ -3,7 +3,7 @@
 Shares lie in 0 ... 1. None is what was not to be had.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -55,6 +55,7 @@ class Metrics:
     stride: int | None
     image_size: int | None
     trained_stride: int | None
+    allow_overlap: bool = False  # whether some ground is in training and in test
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,8 @@ class PatchSet:
     cities: int
     train: int
     val: int
+    # Metres by city, of georeferenced sets.
+    held_out_distance: dict[str, float] = field(default_factory=dict)
     seen: tuple[str, ...] = ()  # the flags that say how georeferenced rasters were seen
 
 

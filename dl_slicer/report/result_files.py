@@ -207,6 +207,7 @@ def _metrics(found: dict) -> Metrics:
         stride=_optional(_whole_number, found.get("stride")),
         image_size=_optional(_whole_number, found.get("image_size")),
         trained_stride=_optional(_whole_number, found.get("trained_stride")),
+        allow_overlap=bool(found.get("allow_overlap")),
     )
 
 
@@ -327,6 +328,10 @@ def _patch_set(found: dict) -> PatchSet:
         cities=len(found["classes"]),
         train=patches("train"),
         val=patches("val"),
+        held_out_distance={
+            city: _number(metres)
+            for city, metres in _mapping(found.get("held_out_distance", {})).items()
+        },
         seen=_flags_of_view(found),
     )
 

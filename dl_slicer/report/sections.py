@@ -5,6 +5,7 @@ A new section is a function here, its line in `sections`, and its template.
 """
 
 import json
+import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -266,6 +267,7 @@ def training(results: Results) -> TrainingFacts:
         ("Trained on", _trained_on(results.training)),
         ("Measured on", _measured_on(results)),
         *_patches(results),
+        ("Held-out sites", _held_out(results)),
         ("Recipe", _recipe(results.training)),
         ("Epoch measured", _epoch_measured(results)),
     ]
@@ -300,6 +302,23 @@ def _measured_on(results: Results) -> str:
     metrics = results.metrics
     patches = words.count(metrics.n, "patch", "patches")
     return f"{patches} of {words.count(metrics.n_rasters, 'raster')} ({metrics.split})"
+
+
+def _held_out(results: Results) -> str:
+    """How far held-out sites lie from training, where the set knows."""
+    distances = results.patch_set.held_out_distance if results.patch_set else {}
+    if not distances:
+        return ""
+    nearest = min(distances, key=distances.get)
+    parts = [f"{results.label(nearest)} {distances[nearest]:,.0f} m from the nearest train raster"]
+    if len(distances) > 1:
+        furthest = max(distances, key=distances.get)
+        middle = statistics.median(distances.values())
+        parts += [
+            f"{results.label(furthest)} {distances[furthest]:,.0f} m",
+            f"{middle:,.0f} m in the middle",
+        ]
+    return ", ".join(parts)
 
 
 def _patches(results: Results) -> list[tuple[str, str]]:
