@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import browser
 import numpy as np
@@ -280,7 +281,7 @@ def choose(page, selector, value):
       select.value = '{value}';
       select.dispatchEvent(new Event('input'));
     }})()""")
-    page.run("new Promise(done => setTimeout(done, 150))")
+    page.run(READY)
 
 
 def shown_at(page):
@@ -321,6 +322,7 @@ def test_each_layer_shows_its_colours(page, pages, width):
     shown.set("cities", True, 100)
     assert shown.colour(row, column) == (*colour(3), 255)
     assert shown.colour(2, 2) == (*colour(0), 255)
+    assert shown.colour(row - 0.45, column) == (*colour(3), 255)  # up to the rim of the place
     assert shown.colour(0, 5)[3] == 0  # no data
     shown.set("cities", True, 50)
     assert abs(shown.colour(row, column)[3] - 128) <= 1
@@ -329,11 +331,14 @@ def test_each_layer_shows_its_colours(page, pages, width):
     assert shown.colour(row, column) == (*RAMPS["saliency"][-1], 255)
     assert shown.colour(row, 1)[3] < 60
     choose(page, "#depth", 1)
-    assert shown.colour(row, 1) == (*RAMPS["saliency"][-1], 255)
+    until = time.time() + 10
+    while shown.colour(row, 1) != (*RAMPS["saliency"][-1], 255):  # its picture is being decoded
+        assert time.time() < until
     shown.set("saliency", False)
     shown.set("share", True, 100)
     choose(page, "#city", 3)
     assert shown.colour(row, column) == (*RAMPS["share"][-1], 255)  # nowhere is it higher
+    assert shown.colour(0, 5)[3] == 0
     assert page.run("document.getElementById('share-most').textContent") == "60 %"
     page.run("document.querySelector('[data-city=\"5\"]').click()")
     page.run(READY)
@@ -357,14 +362,17 @@ def test_the_place_under_the_pointer_is_named(page, pages):
 
 @needs_browser
 def test_keys_go_from_place_to_place(page, pages):
-    opened(page, pages["whole"], 390)
+    shown = opened(page, pages["whole"], 390)
     place, similar = shown_at(page)
     assert place == (ROWS // 2, COLS // 2)
     assert similar == expected(*place)
+    white = (255, 255, 255, 255)
+    assert shown.colour(place[0] - 0.5, place[1]) == white
     page.run("document.getElementById('map').focus()")
     page.press("ArrowLeft", 37)
     page.press("ArrowUp", 38)
     assert shown_at(page) == ((1, 2), expected(1, 2))
+    assert page.run(READY) and shown.colour(0.5, 2) == white
     said = page.run("document.getElementById('said').textContent")
     assert "Row 2 of 4, column 3 of 6" in said
     assert f"{expected(1, 2)[0][0]}\n{expected(1, 2)[0][1]}" in said
