@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dl_slicer import machine
-from dl_slicer.cities import city_code
+from dl_slicer.cities import labels
 from dl_slicer.cli import InputError, Parser, number, printable, run
 from dl_slicer.files import locked
 from dl_slicer.patch_sets import completing, finding, on_disk, progress, records, tiling
@@ -50,19 +50,19 @@ def add_patch_flags(group: argparse._ArgumentGroup) -> None:
     """Flags that say what is cut."""
     group.add_argument(
         "--patch-size",
-        type=number(least=1),
+        type=number(least=1, most=on_disk.LARGEST_NUMBER),
         default=on_disk.PATCH_SIZE,
         help="pixels of the raster a patch is wide and high",
     )
     group.add_argument(
         "--stride",
-        type=number(least=1),
+        type=number(least=1, most=on_disk.LARGEST_NUMBER),
         default=on_disk.STRIDE,
         help="pixels of the raster from one patch to the next",
     )
     group.add_argument(
         "--image-size",
-        type=number(least=1),
+        type=number(least=1, most=on_disk.LARGEST_IMAGE),
         default=on_disk.IMAGE_SIZE,
         help="pixels a patch has for the network",
     )
@@ -199,13 +199,17 @@ def print_summary(description: Mapping[str, Any], regions: Iterable[Region]) -> 
     print(f"{'all':<28}{columns}{left_over:>10.1f} %  of the pixels, at the right and lower edges")
 
     wanted = description["test_b"]
-    short = [city for city in description["classes"] if counts["test_b"][city] < wanted]
+    classes = description["classes"]
+    short = [
+        printable(label)
+        for city, label in zip(classes, labels(classes), strict=True)
+        if counts["test_b"][city] < wanted
+    ]
     if short:
         noun = "city" if len(short) == 1 else "cities"
-        codes = ", ".join(printable(city_code(city)) for city in short)
         print(
             f"test_b: fewer than {wanted} test patches, so all of them,"
-            f" in {len(short)} {noun}: {codes}"
+            f" in {len(short)} {noun}: {', '.join(short)}"
         )
 
 

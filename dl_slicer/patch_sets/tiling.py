@@ -21,7 +21,7 @@ from dl_slicer.cli import InputError, printable
 from dl_slicer.files import atomic, locked
 from dl_slicer.patch_sets import image_files, on_disk, progress, records
 from dl_slicer.patch_sets.image_files import UnreadableImage
-from dl_slicer.patch_sets.jobs import Job, Request
+from dl_slicer.patch_sets.jobs import Job, Request, stamp_of
 from dl_slicer.patch_sets.on_disk import Region
 
 JPEG_QUALITY = 95
@@ -126,8 +126,13 @@ def tile_raster(request: Request, job: Job) -> Sequence[Region]:
     """Cut one raster into arrays (and JPEGs). Returns its regions.
 
     They are also written into the raster's record, which vouches for the rest once it is finished.
+    UnreadableImage if the raster cannot be used, or has changed since it was found.
     """
-    image = image_files.read_image(request.raw / job.raster)
+    file = request.raw / job.raster
+    image = image_files.read_image(file)
+    # Planned for the size that it had: beyond the edges of a smaller one all would be black.
+    if stamp_of(file.stat()) != job.stamp:
+        raise UnreadableImage("has changed since it was found; wait until it is whole")
     begun = records.begin(request, job)
     for region in job.regions:
         covered = _crop_covered(image, region, request.settings)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 
 import browser
@@ -22,6 +23,7 @@ from made_up_results import made_up
 from page_checks import CONTRAST, SMUGGLED, WIDE, check, needs_browser
 from PIL import Image
 
+from dl_slicer import files
 from dl_slicer.cities import colour
 from dl_slicer.cli import InputError
 from dl_slicer.report.__main__ import main
@@ -128,6 +130,9 @@ def test_the_command_makes_all_pages_of_a_folder_again(tmp_path, capsys):
     assert capsys.readouterr().out.split() == [str(path) for path in paths]
     assert all(path.exists() for path in paths)
     paths[1].unlink()
+    with files.hold(tmp_path / "places"), pytest.raises(InputError, match="writes into this"):
+        main([str(tmp_path / "places" / "b.explorer")])
+    assert not paths[1].exists()
     main([str(tmp_path / "places" / "b.explorer")])
     assert paths[1].exists()
     made_up(tmp_path / "test_b", ["Aa", "Bb"], pictures=False).unlink()
@@ -168,6 +173,19 @@ def link_outside(folder):
     (folder / "raster.jpg").symlink_to("../outside.jpg")
 
 
+def link_to_itself(folder):
+    (folder / "shares.u8").unlink()
+    (folder / "shares.u8").symlink_to("shares.u8")
+
+
+def pipe(name):
+    def make(folder):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return make
+
+
 FAULTS = {
     "no_json": (lambda folder: (folder / "explorer.json").unlink(), "explorer.json is not there"),
     "half_a_json": (cut_in_half("explorer.json"), "no whole explorer"),
@@ -187,6 +205,12 @@ FAULTS = {
     "absolute_path": (changed(picture="/etc/passwd"), "outside the folder"),
     "path_upwards": (changed(shares="../shares.u8"), "outside the folder"),
     "link_outside": (link_outside, "outside the folder"),
+    "link_to_itself": (link_to_itself, "symbolic links"),
+    "pipe": (pipe("raster.jpg"), "raster.jpg is no file"),
+    "pipe_for_the_json": (pipe("explorer.json"), "explorer.json is no file"),
+    "json_too_deep": (lambda f: (f / "explorer.json").write_text("[" * 100_000), "recursion"),
+    "name_too_long": (changed(picture="a" * 5000), "aaa …"),
+    "name_with_a_zero": (changed(picture="a\0b"), "no whole explorer"),
     "no_picture": (changed(picture="no.jpg"), "no.jpg is not there"),
     "half_a_picture": (cut_in_half("raster.jpg"), "no whole JPEG or PNG"),
     "shares_for_a_picture": (changed(picture="shares.u8"), "no whole JPEG or PNG"),
@@ -210,6 +234,7 @@ def test_a_damaged_folder_is_refused_in_one_line(tmp_path, fault):
     assert words in line
     assert str(folder) in line
     assert "\n" not in line
+    assert len(line) < 500
     assert not (tmp_path / "a.html").exists()
 
 
