@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .maps import upsample
+from .maps import place
 from .progress import Progress, no_progress
 
 BATCH_SIZE = 8  # windows explained at a time
@@ -70,24 +70,26 @@ def _cells(length: int, step: int) -> int:
 def blend(
     method: Callable[[torch.Tensor, int], tuple[dict[str, torch.Tensor], torch.Tensor]],
     pixels: np.ndarray,
-    size: int,
-    step: int,
+    sizes: tuple[int, int],
     prepare: Callable[[torch.Tensor], torch.Tensor],
     target: int | None,
     progress: Progress | None = None,
+    plain: bool = False,
 ) -> tuple[dict[str, np.ndarray], np.ndarray, int]:
     """Explain every window of a raster and put the maps together.
 
     method: RelevanceCAM(model, layers) or another with its interface.
-    pixels: uint8 (H, W, 3) at the network's scale; size, step: of the windows in those pixels.
+    pixels: uint8 (H, W, 3) at the network's scale; sizes: (size, step) of the windows, in those.
     prepare: windows as uint8 (n, size, size, 3) on the CPU to the network's input on its device.
     target: class index, or None for the class with the highest mean probability.
     progress: wraps the batches, as tqdm.tqdm does; None for no bar.
+    plain: maps are resized, not placed, see maps.place.
 
     Returns ({layer: float32 (H, W)}, probabilities float64 (rows, cols, K) on a grid a step wide,
     target). Each window counts most at its centre, where the network sees the surroundings, so no
     seams are left; raw maps are summed, so strong windows stay strong.
     """
+    size, step = sizes
     height, width = pixels.shape[:2]
     corners = window_corners(height, width, size, step)
 
@@ -110,7 +112,8 @@ def blend(
         maps, logits = method(images, target)
         probabilities.append(logits.cpu().double().softmax(1).numpy())
         for layer, values in maps.items():
-            values = upsample(values.float(), (size, size)).cpu() * emphasis
+            placed = place(values.float(), (size, size), plain, seen=(size, size))
+            values = placed.cpu() * emphasis
             total = sums.setdefault(layer, torch.zeros(height, width))
             for (y, x), value in zip(batch, values, strict=True):
                 total[y : y + size, x : x + size] += value

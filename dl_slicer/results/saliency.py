@@ -166,15 +166,17 @@ def explained_patches(explanations: Explanations) -> list[ExplainedPatch]:
 
 
 def write_figures(
-    out: Path, explanations: Explanations, raw: str | Path | None
+    out: Path, explanations: Explanations, raw: str | Path | None, plain: bool = False
 ) -> list[dict[str, str]]:
     """Write a figure for each patch and a contact sheet for each city, as JPEGs below out.
 
     With several methods also a figure for each patch that has them side by side.
-    raw: folder of the rasters, None for where the patch set says they are.
+    raw: folder of the rasters, None for where the patch set says they are; plain: maps are drawn
+    as the published figures are.
     Returns the rows of patches.csv, city by city.
     """
     patch_set = explanations.patch_set
+    placing = panels.Placing(patch_set.image_size, plain)
     labels = dict(zip(patch_set.classes, cities.labels(patch_set.classes), strict=True))
     by_city = {city: [] for city in patch_set.classes}
     for patch in explained_patches(explanations):
@@ -186,17 +188,23 @@ def write_figures(
             pictures = []
             for number, patch in enumerate(patches, 1):
                 picture = patch_set.original(patch.index, raw).convert("RGB")
-                figure = write_patch(out, number, patch, picture)
+                figure = write_patch(out, number, patch, picture, placing)
                 rows.append(as_row(patch, figure.relative_to(out)))
                 if number <= MOST_ON_A_SHEET:
                     pictures.append(picture)
                 bar.update()
             if patches:
-                write_contact_sheet(out / f"{city}.jpg", patches, pictures, labels)
+                write_contact_sheet(out / f"{city}.jpg", patches, pictures, labels, placing)
     return rows
 
 
-def write_patch(out: Path, number: int, patch: ExplainedPatch, picture: Image.Image) -> Path:
+def write_patch(
+    out: Path,
+    number: int,
+    patch: ExplainedPatch,
+    picture: Image.Image,
+    placing: panels.Placing,
+) -> Path:
     """Write <out>/<city>/<number>_<patch>.jpg, and <...>_methods.jpg if there are several.
 
     Returns the path of the first.
@@ -210,9 +218,9 @@ def write_patch(out: Path, number: int, patch: ExplainedPatch, picture: Image.Im
     name = f"{number:02d}_{plain[-LONGEST_NAME:]}"
     figure = out / patch.true / f"{name}.jpg"
     first = next(iter(patch.maps.values()))
-    panels.save_jpeg(figure, panels.patch_figure(picture, first, title, patch.is_right))
+    panels.save_jpeg(figure, panels.patch_figure(picture, first, title, patch.is_right, placing))
     if len(patch.maps) > 1:
-        page = panels.comparison_figure(picture, patch.maps, title, patch.is_right)
+        page = panels.comparison_figure(picture, patch.maps, title, patch.is_right, placing)
         panels.save_jpeg(figure.with_name(f"{name}_methods.jpg"), page)
     return figure
 
@@ -222,6 +230,7 @@ def write_contact_sheet(
     patches: Sequence[ExplainedPatch],
     pictures: Sequence[Image.Image],
     labels: dict[str, str],
+    placing: panels.Placing,
 ) -> None:
     """Write the patches of a city with the maps of the first method, a row each.
 
@@ -243,7 +252,7 @@ def write_contact_sheet(
             label.append((f"explained {labels[patch.explained]}", panels.INK))
         lines.append(label)
     maps = [patch.maps[method] for patch in patches]
-    panels.save_jpeg(file, panels.contact_sheet(pictures, maps, title, lines))
+    panels.save_jpeg(file, panels.contact_sheet(pictures, maps, title, lines, placing))
 
 
 def as_row(patch: ExplainedPatch, figure: Path) -> dict[str, str]:
@@ -309,20 +318,28 @@ def read_raster(file: Path, windows: Windows) -> Image.Image:
     return raster
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What is wanted of a whole raster."""
+
+    target: int | None  # the class explained; None: the most probable one
+    save_maps: bool  # also as .npz
+    plain: bool  # maps are drawn as the published figures are
+
+
 def explain_raster(
     file: Path,
     methods: dict[str, Callable],
     checkpoint: Checkpoint,
-    target: int | None,
     device: torch.device,
     call: Call,
-    save_maps: bool,
+    wanted: Wanted,
 ) -> None:
     """Write <raster>_<method>.jpg for a whole raster, and its maps (.npz) if asked for.
 
     Results of the same raster are replaced, those of others stay.
-    methods: {name: RelevanceCAM(model, layers), ...}; target: class index, or None for the most
-    probable city. InputError if the file cannot be read or is smaller than a patch.
+    methods: {name: RelevanceCAM(model, layers), ...}. InputError if the file cannot be read or is
+    smaller than a patch.
     """
     classes = checkpoint.classes
     codes = cities.labels(classes)
@@ -339,7 +356,13 @@ def explain_raster(
     with new_results(replace(call, main_file=figures[0])) as new:
         for figure, (name, method) in zip(figures, methods.items(), strict=True):
             maps, probability, explained = rasters.blend(
-                method, pixels, windows.size, windows.step, prepare, target, show_progress
+                method,
+                pixels,
+                (windows.size, windows.step),
+                prepare,
+                wanted.target,
+                show_progress,
+                wanted.plain,
             )
             evaluation.check_finite(torch.from_numpy(probability.astype(np.float32)), torch.float32)
             title = f"{printable(file.name)}: {name} for {classes[explained]}"
@@ -349,7 +372,7 @@ def explain_raster(
                 f"{printable(file.name)}: explained as {printable(classes[explained])}, mean"
                 f" probability {probability[..., explained].mean():.3f}; {call.out / figure}"
             )
-            if save_maps:
+            if wanted.save_maps:
                 with atomic((new / figure).with_suffix(".npz")) as opened:
                     np.savez_compressed(
                         opened,

@@ -169,12 +169,12 @@ def test_blend_of_one_window_is_its_map():
         return windows.permute(0, 3, 1, 2).float()
 
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    maps, probability, target = rasters.blend(method, pixels, 32, 16, prepare, 1)
+    maps, probability, target = rasters.blend(method, pixels, (32, 16), prepare, 1)
     np.testing.assert_allclose(maps["layer1"], pixels.mean(2), rtol=1e-4)
     # Overlapping windows that agree give the same map again, without seams, also at an edge that
     # is off the step.
     pixels = np.random.default_rng(0).integers(0, 256, (75, 90, 3), dtype=np.uint8)
-    maps, probability, _ = rasters.blend(method, pixels, 32, 16, prepare, 1)
+    maps, probability, _ = rasters.blend(method, pixels, (32, 16), prepare, 1)
     np.testing.assert_allclose(maps["layer1"], pixels.mean(2), rtol=1e-4)
     assert probability.shape == (5, 6, 2)
 
