@@ -15,7 +15,7 @@ from dl_slicer.cli import printable
 # What Pillow warns of (odd metadata, many pixels) is either read well or refused below.
 warnings.filterwarnings("ignore", module="PIL\\.")
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".jp2", ".vrt"}
 
 # Nothing else is tried, whatever a file's name: Pillow would start Ghostscript for some.
 FORMATS = ("JPEG", "PNG", "TIFF")
@@ -45,21 +45,30 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     UnreadableImage.
     """
     try:
-        mode = os.stat(path).st_mode
-        if stat.S_ISDIR(mode):
-            raise UnreadableImage("a folder, not an image; name the image files in it")
-        # Opening a pipe would wait for ever, and some devices never end.
-        if not stat.S_ISREG(mode):
-            raise UnreadableImage("no regular file but a pipe or a device; name an image file")
+        refuse_irregular(path)
         with Image.open(path, formats=FORMATS) as image:
             yield image
     except UnreadableImage:
         raise
     except Exception as error:
-        raise UnreadableImage(_reason(error)) from None
+        raise UnreadableImage(reason(error)) from None
 
 
-def _reason(error: Exception) -> str:
+def refuse_irregular(path: str | Path) -> None:
+    """UnreadableImage if a path leads to no regular file."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        raise UnreadableImage(reason(error)) from None
+    if stat.S_ISDIR(mode):
+        raise UnreadableImage("a folder, not an image; name the image files in it")
+    # Opening a pipe would wait for ever, and some devices never end.
+    if not stat.S_ISREG(mode):
+        raise UnreadableImage("no regular file but a pipe or a device; name an image file")
+
+
+def reason(error: Exception) -> str:
+    """What an error of Pillow or of the system means for the user, and what to do."""
     if isinstance(error, UnidentifiedImageError):
         return "no JPEG, PNG or TIFF image that can be read; replace or delete it"
     if isinstance(error, Image.DecompressionBombError):
@@ -68,8 +77,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "does not fit into memory; cut it into smaller images, or take fewer processes"
     in_one_line = " ".join(str(error).split())
-    reason = getattr(error, "strerror", None) or in_one_line or type(error).__name__
-    return f"cannot be read ({printable(reason)}); replace or delete it"
+    said = getattr(error, "strerror", None) or in_one_line or type(error).__name__
+    return f"cannot be read ({printable(said)}); replace or delete it"
 
 
 def read_image(path: str | Path) -> Image.Image:
@@ -103,10 +112,15 @@ def _refuse_dark(image: Image.Image) -> None:
     size = (min(image.width, SAMPLE), min(image.height, SAMPLE))
     sample = np.asarray(image.resize(size, Image.Resampling.NEAREST))
     if sample.max() < DARK >> 8:
-        raise UnreadableImage(
-            f"of its 16 bits a channel only values below {DARK} are used, it would be read as"
-            " nearly black; stretch them to the range of 0 to 65535, or convert it to 8 bits"
-        )
+        raise UnreadableImage(too_dark(DARK))
+
+
+def too_dark(limit: int) -> str:
+    """What is wrong with a raster whose values all lie below a limit, and what to type."""
+    return (
+        f"of its 16 bits a channel only values below {limit} are used, it would be read as nearly"
+        " black; pass --stretch auto, or --stretch 0 65535 if that is meant"
+    )
 
 
 def _upper_8_bits(image: Image.Image) -> Image.Image:

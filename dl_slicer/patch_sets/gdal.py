@@ -1,0 +1,51 @@
+"""GDAL as this project uses it: little memory, no network, nothing beside a file, no messages."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import rasterio
+from rasterio._err import CPLE_BaseError, CPLE_OutOfMemoryError
+from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
+
+from dl_slicer.patch_sets import image_files
+from dl_slicer.patch_sets.image_files import UnreadableImage
+
+# What GDAL says reaches users as one line of ours.
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+logging.getLogger("rasterio").addHandler(logging.NullHandler())
+logging.getLogger("rasterio").propagate = False
+
+SETTINGS = {
+    # No overviews, masks and metadata beside a file: they may be links, and name files.
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_PAM_ENABLED": "NO",
+    "GDAL_GEOREF_SOURCES": "INTERNAL",
+    # No network. The proxy is a port that nobody listens at.
+    "CPL_VSIL_CURL_ALLOWED_FILENAME": "none",
+    "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none",
+    "GDAL_HTTP_PROXY": "127.0.0.1:9",
+    "GDAL_HTTPS_PROXY": "127.0.0.1:9",
+    # MB of decoded blocks in a process; GDAL would take 5 % of the memory.
+    "GDAL_CACHEMAX": 128,
+    "GDAL_NUM_THREADS": "1",
+    "GDAL_MAX_DATASET_POOL_SIZE": 64,
+}
+FAULTS = (RasterioError, CRSError, CPLE_BaseError, OSError)
+DAMAGED = "is damaged or cut off, its pixels cannot be read; replace or delete it"
+
+
+@contextmanager
+def session() -> Iterator[None]:
+    """GDAL set up for the calls within, in this thread; entered for each use.
+
+    What GDAL raises becomes UnreadableImage.
+    """
+    try:
+        with rasterio.Env(**SETTINGS):
+            yield
+    except (MemoryError, CPLE_OutOfMemoryError):
+        raise UnreadableImage(image_files.reason(MemoryError())) from None
+    except FAULTS:
+        raise UnreadableImage(DAMAGED) from None

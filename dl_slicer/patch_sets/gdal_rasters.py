@@ -1,0 +1,342 @@
+"""Rasters read in windows by GDAL: where they lie, which of their pixels are data, 8 bits each."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from affine import Affine
+from PIL import Image
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.windows import Window
+
+from dl_slicer.patch_sets import gdal, ground, image_files, raster_safety, rasters
+from dl_slicer.patch_sets.image_files import UnreadableImage
+from dl_slicer.patch_sets.rasters import Raster, View
+from dl_slicer.patch_sets.sidecars import Sidecars
+
+Box = tuple[int, int, int, int]  # x, y, width, height in pixels
+
+SAMPLES = 16  # windows in a row and in a column of a thin sample
+SAMPLE = 16  # pixels in a row and in a column of each
+STRIP = 8_000_000  # pixels that are averaged at a time
+
+
+@contextmanager
+def open_raster(
+    path: str | Path,
+    kind: str,
+    view: View,
+    beside: Sidecars | None,
+    root: str | Path | None,
+) -> Iterator[Raster]:
+    """Open a raster by one driver of GDAL, as a view shows it. Other arguments: see rasters."""
+    dataset = _open(path, kind)
+    try:
+        with gdal.session():
+            raster: Raster = WindowedRaster(dataset, view, beside or Sidecars())
+        if view.ground_resolution is not None:
+            # Only views need it.
+            from dl_slicer.patch_sets import warped_rasters
+
+            raster = warped_rasters.WarpedRaster(raster, view.ground_resolution)
+        yield raster
+    finally:
+        with gdal.session():
+            dataset.close()
+
+
+def _open(path: str | Path, kind: str) -> rasterio.DatasetReader:
+    absolute = Path(os.path.abspath(path))
+    with gdal.session():
+        try:
+            return rasterio.open(absolute, driver=kind)
+        except rasterio.errors.RasterioIOError:
+            raise UnreadableImage(raster_safety.NO_IMAGE) from None
+
+
+class WindowedRaster(Raster):
+    """A raster with its own pixels, read in windows."""
+
+    def __init__(self, dataset: rasterio.DatasetReader, view: View, beside: Sidecars):
+        super().__init__()
+        self.system: CRS | None = None
+        self.width = dataset.width
+        self.height = dataset.height
+        self._dataset = dataset
+        self._view = view
+        self._is_checked = False
+        self._automatic: rasters.Stretch | None = None
+        self._alpha = self._alpha_band()
+        self._bands = self._pick_bands()
+        self._refuse_kinds_of_numbers()
+        self._to_rgb = self._conversion()
+        self._find_gaps()
+        self._find_place(beside)
+
+    # --------------------------------------------------------------------------- bands
+
+    def _alpha_band(self) -> int | None:
+        """The band that says where there is data, None if there is none."""
+        chosen = self._view.bands or ()
+        for index, meaning in enumerate(self._dataset.colorinterp, 1):
+            if meaning == ColorInterp.alpha and index > 1 and index not in chosen:
+                sample = self.sample((0, 0, self.width, self.height), [index])
+                if np.isin(sample, (0, 255)).all():
+                    return index
+                self.remarks.append(
+                    f"band {index} is marked as alpha and has other values than 0 and 255: it is"
+                    " taken for a band like any other"
+                )
+        return None
+
+    def _pick_bands(self) -> list[int]:
+        count = self._dataset.count
+        chosen = self._view.bands
+        if chosen:
+            if max(chosen) > count:
+                raise UnreadableImage(
+                    f"has {count} bands, no band {max(chosen)}; name others with --bands"
+                )
+            return list(chosen)
+        colours = [index for index in range(1, count + 1) if index != self._alpha]
+        if len(colours) == 2:
+            raise UnreadableImage(
+                "has 2 bands; say with --bands 1 which of them is to be read as grey, or with"
+                " --bands 1 2 2 as which colours"
+            )
+        if self._is_cmyk():
+            return colours[:4]
+        return colours[:3]
+
+    def _is_cmyk(self) -> bool:
+        return self._dataset.colorinterp[0] == ColorInterp.cyan and self._dataset.count >= 4
+
+    def _refuse_kinds_of_numbers(self) -> None:
+        for index in self._bands:
+            kind = np.dtype(self._dataset.dtypes[index - 1].replace("_int16", "64")).kind
+            if kind == "c":
+                raise UnreadableImage(
+                    "its pixels are complex numbers; convert it to 8 or 16 bits a channel"
+                )
+            if kind == "f":
+                raise UnreadableImage(
+                    "its pixels are floating-point numbers; convert it to 8 or 16 bits a channel"
+                )
+
+    def _depth(self) -> int:
+        """Bits a value uses of the bands that are read."""
+        depths = []
+        for index in self._bands:
+            said = self._dataset.tags(index, ns="IMAGE_STRUCTURE").get("NBITS")
+            stored = 8 * np.dtype(self._dataset.dtypes[index - 1]).itemsize
+            depths.append(int(said) if said else min(stored, 16))
+        return max(depths)
+
+    def _conversion(self) -> Callable[[np.ndarray], np.ndarray]:
+        """How values (bands, height, width) become colours, uint8 (height, width, bands)."""
+        is_palette = self._dataset.colorinterp[0] == ColorInterp.palette
+        if is_palette and self._bands == [1] and not self._view.stretch:
+            colours = np.zeros((256, 3), np.uint8)
+            for value, colour in self._dataset.colormap(1).items():
+                if value < 256:
+                    colours[value] = colour[:3]
+            return lambda values: colours[np.minimum(values[0], 255)]
+        depth = self._depth()
+        is_inverted = (
+            depth == 8 and self._dataset.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
+        )
+
+        def convert(values: np.ndarray) -> np.ndarray:
+            values = np.moveaxis(values, 0, -1)
+            if depth < 8:
+                return (values * (255 // (2**depth - 1))).astype(np.uint8)
+            if values.dtype != np.uint8 or depth > 8:
+                values = (values >> (depth - 8)).clip(0, 255).astype(np.uint8)
+            return 255 - values if is_inverted else values
+
+        return convert
+
+    def _refuse_dark(self) -> None:
+        """UnreadableImage if 16 bits a channel are used so little that they would look black."""
+        if self._is_checked:
+            return
+        self._is_checked = True
+        if self._view.stretch is None and self._depth() > 8:
+            sample = self.sample((0, 0, self.width, self.height), self._bands)
+            if sample.max(initial=0) >> (self._depth() - 8) < image_files.DARK >> 8:
+                raise UnreadableImage(
+                    image_files.too_dark(image_files.DARK >> (16 - self._depth()))
+                )
+
+    # --------------------------------------------------------------------------- place
+
+    def _find_gaps(self) -> None:
+        """Find out what says where there is no data: an alpha band, nodata values or a mask."""
+        flags = [self._dataset.mask_flag_enums[index - 1] for index in self._bands]
+        self._has_masks = any(
+            MaskFlags.all_valid not in flag and MaskFlags.alpha not in flag for flag in flags
+        )
+        self.has_gaps = self._alpha is not None or self._has_masks
+
+    def _find_place(self, beside: Sidecars) -> None:
+        transform = self._dataset.transform
+        if beside.transform is not None:
+            transform = Affine(*beside.transform)
+        if transform == Affine.identity():
+            return
+        self.transform = transform
+        self.system = ground.usable_system(self._dataset.crs, beside.crs, self._view.crs)
+        if self.system:
+            self.crs = self.system.to_string()
+            self.metres_a_pixel = ground.metres_a_pixel(
+                self.system, transform, self.width, self.height
+            )
+
+    # --------------------------------------------------------------------------- pixels
+
+    def _values(self, bands: list[int], box: Box, step: int = 1) -> np.ndarray:
+        """Values (bands, height, width) of a box, or every step-th of them."""
+        shape = (len(bands), *_shape(box, step))
+        with gdal.session():
+            return self._dataset.read(bands, window=Window(*box), out_shape=shape)
+
+    def sample(self, box: Box, bands: list[int] | None = None) -> np.ndarray:
+        """Values (n, bands) of a box, in small windows spread over it; those without data, too."""
+        bands = bands or self._bands
+        return np.concatenate(
+            [self._values(bands, small).reshape(len(bands), -1).T for small in thin_windows(box)]
+        )
+
+    def read(self, x, y, width, height, stretch=None):
+        """See Raster."""
+        self._refuse_dark()
+        return self._colours(self._values(self._bands, (x, y, width, height)), stretch)
+
+    def _colours(self, values: np.ndarray, stretch: rasters.Stretch | None) -> np.ndarray:
+        if stretch is None and self._view.stretch is not None:
+            stretch = self._view.stretch
+            if stretch == "auto":
+                stretch = self._whole_range()
+        if stretch is not None:
+            pixels = rasters.stretched(np.moveaxis(values, 0, -1), stretch)
+        else:
+            pixels = self._to_rgb(values)
+        if pixels.shape[2] == 4:
+            pixels = np.asarray(
+                Image.fromarray(np.ascontiguousarray(pixels), "CMYK").convert("RGB")
+            )
+        if pixels.shape[2] == 1:
+            pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+        return np.ascontiguousarray(pixels)
+
+    def _whole_range(self) -> rasters.Stretch:
+        if self._automatic is None:
+            self._automatic = self.range_of(0, 0, self.width, self.height)
+        return self._automatic
+
+    def data_mask(self, x, y, width, height):
+        """See Raster."""
+        return self._mask((x, y, width, height))
+
+    def _mask(self, box: Box, step: int = 1) -> np.ndarray:
+        shape = _shape(box, step)
+        if self._alpha is not None:
+            return self._values([self._alpha], box, step)[0] != 0
+        if not self._has_masks:
+            return np.ones(shape, bool)
+        with gdal.session():
+            masks = self._dataset.read_masks(
+                self._bands, window=Window(*box), out_shape=(len(self._bands), *shape)
+            )
+        return masks.any(axis=0)
+
+    def range_of(self, x, y, width, height):
+        """See Raster."""
+        sample = []
+        for box in thin_windows((x, y, width, height)):
+            values, has_data = self.values(box)
+            sample.append(values[:, has_data].ravel())
+        return rasters.percentiles(np.concatenate(sample))
+
+    def values(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
+        """Values as stored (bands, height, width) of a box, and where there is data, bool."""
+        return self._values(self._bands, box), self._mask(box)
+
+    def thumbnail(self, longest):
+        """See Raster. Averaged first by a whole factor, in strips, from overviews if it can."""
+        factor = max(1, max(self.width, self.height) // longest)
+        pixels = self.reduced((0, 0, self.width, self.height), factor, with_overviews=True)
+        return rasters.shrunk(Image.fromarray(pixels[:, :, :3]), longest)
+
+    def reduced(
+        self,
+        box: Box,
+        factor: int,
+        stretch: rasters.Stretch | None = None,
+        with_overviews: bool = False,
+    ) -> np.ndarray:
+        """Averages of the data in squares of factor x factor pixels, and how much data they have.
+
+        box: its left and upper side are multiples of factor. Returns uint8 (height, width, 4); the
+        last is 255 for squares full of data and 0 for those without. with_overviews: take what
+        overviews in the file say, which may be averages or not.
+        """
+        x, y, width, height = box
+        step = self._overview(factor) if with_overviews else 1
+        rows = max(1, STRIP // (width * factor)) * factor
+        strips = []
+        for upper in range(y, y + height, rows):
+            part = (x, upper, width, min(rows, y + height - upper))
+            pixels = np.empty((*_shape(part, step), 4), np.uint8)
+            pixels[:, :, :3] = self._colours(self._values(self._bands, part, step), stretch)
+            pixels[:, :, 3] = self._mask(part, step) * np.uint8(255)
+            strips.append(averaged(pixels, factor // step))
+        return np.concatenate(strips)
+
+    def _overview(self, factor: int) -> int:
+        """The largest reduction that overviews in the file have and that divides a factor."""
+        overviews = [self._dataset.overviews(index) for index in self._bands]
+        shared = set(overviews[0]).intersection(*overviews[1:])
+        return max((each for each in shared if factor % each == 0), default=1)
+
+
+def _shape(box: Box, step: int) -> tuple[int, int]:
+    """(height, width) of every step-th pixel of a box."""
+    return -(-box[3] // step), -(-box[2] // step)
+
+
+def averaged(pixels: np.ndarray, factor: int) -> np.ndarray:
+    """Averages over squares of factor x factor pixels, as uint8 (height, width, 4).
+
+    pixels: colours and 255 or 0 for data or none, which does not count. At the right and lower
+    edge squares may be cut off.
+    """
+    if factor == 1:
+        return pixels
+    share = pixels[:, :, 3]
+    if share.all():
+        return np.asarray(Image.fromarray(pixels).reduce(factor))
+    # Pillow takes the last of four channels for what it is here, and weighs by it.
+    weighted = Image.fromarray(pixels, "RGBA").convert("RGBa").reduce(factor)
+    return np.asarray(weighted.convert("RGBA"))
+
+
+def thin_windows(box: Box) -> Iterator[Box]:
+    """Small windows spread evenly over a box (x, y, width, height): all of it, if it is small."""
+    x, y, width, height = box
+    columns = _starts(width)
+    for top, rows in _starts(height):
+        for left, wide in columns:
+            yield (x + left, y + top, wide, rows)
+
+
+def _starts(length: int) -> list[tuple[int, int]]:
+    """(start, length) of the windows of a thin sample along one side."""
+    if length <= SAMPLES * SAMPLE:
+        return [(0, length)]
+    starts = np.linspace(0, length - SAMPLE, SAMPLES).astype(int).tolist()
+    return [(start, SAMPLE) for start in starts]

@@ -1,0 +1,98 @@
+"""Metres on the ground: how large a pixel is, and which metric grid suits a place."""
+
+import math
+
+import numpy as np
+from affine import Affine
+from rasterio.crs import CRS
+from rasterio.warp import transform as transform_points
+
+from dl_slicer.patch_sets import gdal
+from dl_slicer.patch_sets.image_files import UnreadableImage
+
+# The WGS 84 ellipsoid.
+SEMI_MAJOR = 6_378_137.0
+ECCENTRICITY_SQUARED = 0.00669437999014
+NOWHERE = "lies where its coordinate system is not defined; correct its georeference, or replace it"
+DEGREES = CRS.from_epsg(4326)
+
+
+def apply(transform: Affine, xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where an affine transform takes points."""
+    a, b, c, d, e, f = transform[:6]
+    return a * xs + b * ys + c, d * xs + e * ys + f
+
+
+def windowed(transform: Affine, x: float, y: float, factor: float = 1) -> Affine:
+    """The transform of a window that begins at a pixel, its pixels `factor` times as large."""
+    a, b, c, d, e, f = transform[:6]
+    return Affine(
+        a * factor, b * factor, a * x + b * y + c, d * factor, e * factor, d * x + e * y + f
+    )
+
+
+def convert(
+    system: CRS, other: CRS, xs: np.ndarray, ys: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates in another system; infinite where there are none."""
+    if system == other:
+        return xs, ys
+    try:
+        with gdal.session():
+            xs, ys = transform_points(system, other, xs, ys)
+    except UnreadableImage:
+        raise UnreadableImage(NOWHERE) from None
+    return np.asarray(xs), np.asarray(ys)
+
+
+def usable_system(*candidates: CRS | str | None) -> CRS | None:
+    """The first of some systems that places on the ground have, None if there is none."""
+    for candidate in candidates:
+        if candidate:
+            try:
+                with gdal.session():
+                    system = CRS.from_user_input(candidate)
+                    if system.is_geographic or system.is_projected:
+                        return system
+            except UnreadableImage:
+                continue
+    return None
+
+
+def metres_a_pixel(crs: CRS, transform: Affine, width: int, height: int) -> float | None:
+    """The side of a square that is as large on the ellipsoid as the pixel at a raster's centre.
+
+    None where the centre has no longitude and latitude.
+    """
+    x, y = width / 2, height / 2
+    corners = apply(transform, np.array([x, x + 1, x]), np.array([y, y, y + 1]))
+    longitudes, latitudes = convert(crs, DEGREES, *corners)
+    if not np.isfinite([longitudes, latitudes]).all():
+        return None
+    here, right, below = _on_the_ellipsoid(longitudes, latitudes)
+    area = np.linalg.norm(np.cross(right - here, below - here))
+    return float(math.sqrt(area)) or None
+
+
+def _on_the_ellipsoid(longitudes: np.ndarray, latitudes: np.ndarray) -> np.ndarray:
+    """Points (n, 3) in metres from the centre of the earth."""
+    across, up = np.radians(longitudes), np.radians(latitudes)
+    radius = SEMI_MAJOR / np.sqrt(1 - ECCENTRICITY_SQUARED * np.sin(up) ** 2)
+    return np.stack(
+        [
+            radius * np.cos(up) * np.cos(across),
+            radius * np.cos(up) * np.sin(across),
+            radius * (1 - ECCENTRICITY_SQUARED) * np.sin(up),
+        ],
+        axis=1,
+    )
+
+
+def metric_system(longitude: float, latitude: float) -> CRS:
+    """WGS 84 / UTM of a place; beyond 84 degrees north and 80 south the polar UPS."""
+    if latitude > 84:
+        return CRS.from_epsg(5041)
+    if latitude < -80:
+        return CRS.from_epsg(5042)
+    zone = int((longitude + 180) // 6) % 60 + 1
+    return CRS.from_epsg((32600 if latitude >= 0 else 32700) + zone)
