@@ -43,6 +43,47 @@ def make_raw(raw, cities=("Aa (AAA)", "Bb (BBB)"), sites=3, size=(150, 110)):
     return raw
 
 
+METRES = 200 / 48  # a pixel, so that a patch of SIZES is 200 m wide
+
+
+def write_geotiff(path, pixels, crs="EPSG:32611", corner=(300_000, 4_000_000), **options):
+    """A GeoTIFF of pixels (height, width, bands) or an image, without overviews.
+
+    corner: where its upper-left corner lies. options: metres of a pixel, or the whole transform;
+    and what rasterio's open takes, such as nodata.
+    """
+    import rasterio  # not above: most tests need none
+    from rasterio.transform import from_origin
+
+    bands = np.atleast_3d(np.asarray(pixels))
+    metres = options.pop("metres", METRES)
+    profile = {
+        "driver": "GTiff",
+        "height": bands.shape[0],
+        "width": bands.shape[1],
+        "count": bands.shape[2],
+        "dtype": bands.dtype,
+        "crs": crs,
+        "transform": from_origin(*corner, metres, metres),
+        "photometric": "RGB" if bands.shape[2] == 3 else "MINISBLACK",
+        **options,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with rasterio.open(path, "w", **profile) as raster:
+        raster.write(bands.transpose(2, 0, 1))
+    return path
+
+
+def make_geotiffs(raw, cities=("Aa (AAA)", "Bb (BBB)"), sites=3, size=(150, 110), **options):
+    """<raw>/<city>/site1/2020.tif and so on, with the pixels of make_raw; sites lie 5 km apart."""
+    for i, city in enumerate(cities):
+        for j in range(1, sites + 1):
+            corner = (300_000 + 50_000 * i, 4_000_000 + 5_000 * j)
+            path = raw / city / f"site{j}" / "2020.tif"
+            write_geotiff(path, picture(*size, seed=10 * i + j), corner=corner, **options)
+    return raw
+
+
 def files(folder):
     """{path: bytes} of all files in a folder, but for the lock, which is always empty."""
     return {
