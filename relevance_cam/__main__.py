@@ -88,6 +88,14 @@ def count_methods(count: int) -> str:
     return "1 method" if count == 1 else f"{count} methods"
 
 
+def write_explorers(new: Path) -> None:
+    """Write the page of each raster whose layers lie in a folder of new results."""
+    from dl_slicer.report import explorer
+
+    for folder in sorted(new.glob("*.explorer")):
+        explorer.write_explorer(folder)
+
+
 def describe_outputs(args: Namespace, out: Path) -> str:
     """Say which files have been written."""
     words = [f"figures: {out}/<city>/", f"contact sheets: {out}/<city>.jpg", "patches.csv"]
@@ -105,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
 
     from dl_slicer.model import checkpoints, devices
-    from dl_slicer.results import result_folder, saliency
+    from dl_slicer.results import raster_saliency, result_folder, saliency
 
     from .resnet import check_layers, check_model
 
@@ -128,10 +136,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     method_classes = saliency.load_methods(args.methods)
     methods = {name: method(model, layers) for name, method in method_classes.items()}
     out = Path(args.out) if args.out else Path(args.checkpoint).parent / "saliency"
-    call = result_folder.Call(out, "relevance_cam", vars(args), "patches.csv")
+    finish = write_explorers if args.raster else None
+    call = result_folder.Call(out, "relevance_cam", vars(args), "patches.csv", finish=finish)
     if args.raster is not None:
-        wanted = saliency.Wanted(target, args.save_maps, args.plain_resize)
-        saliency.explain_raster(Path(args.raster), methods, checkpoint, device, call, wanted)
+        wanted = raster_saliency.Wanted(target, args.save_maps, args.plain_resize)
+        raster_saliency.explain_raster(Path(args.raster), methods, checkpoint, device, call, wanted)
         return
 
     started = time.time()

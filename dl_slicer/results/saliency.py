@@ -1,4 +1,4 @@
-"""Saliency of patches and of whole rasters: maps, figures and tables.
+"""Saliency of patches: maps, figures and tables.
 
 Used by python -m relevance_cam.
 """
@@ -6,7 +6,7 @@ Used by python -m relevance_cam.
 import re
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,17 +18,14 @@ from tqdm import tqdm
 
 import relevance_cam
 from dl_slicer import cities
-from dl_slicer.cli import InputError, printable
+from dl_slicer.cli import printable
 from dl_slicer.files import atomic, write_rows
 from dl_slicer.model import devices, evaluation
 from dl_slicer.model.checkpoints import Checkpoint
-from dl_slicer.patch_sets import image_files, transforms
-from dl_slicer.patch_sets.image_files import UnreadableImage
+from dl_slicer.patch_sets import transforms
 from dl_slicer.patch_sets.reading import ArrayPatches, JpegPatches
-from dl_slicer.results import panels, raster_figures
-from dl_slicer.results.raster_windows import Windows
-from dl_slicer.results.result_folder import Call, new_results, taken_names
-from relevance_cam import quality, rasters
+from dl_slicer.results import panels
+from relevance_cam import quality
 
 BATCH_SIZE = 8  # patches explained at a time
 MOST_ON_A_SHEET = 300  # rows of a contact sheet: a JPEG has at most 65,500 pixels
@@ -301,101 +298,3 @@ def write_quality(
     images = _read(explanations.patch_set, explanations.chosen, checkpoint, device)
     rows = quality.table(model, method_classes, images, explanations.target, layers)
     write_rows(path, rows[0], (row.values() for row in rows))
-
-
-def read_raster(file: Path, windows: Windows) -> Image.Image:
-    """Give the raster as an RGB picture. InputError if it cannot be read or is too small."""
-    try:
-        raster = image_files.read_image(file)
-    except UnreadableImage as error:
-        raise InputError(f"{printable(file)}: {error}") from None
-    patch_size = windows.patch_size
-    if min(raster.size) < patch_size:
-        raise InputError(
-            f"{printable(file)}: {raster.width} x {raster.height} pixels,"
-            f" smaller than a patch of {patch_size} x {patch_size}"
-        )
-    return raster
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is wanted of a whole raster."""
-
-    target: int | None  # the class explained; None: the most probable one
-    save_maps: bool  # also as .npz
-    plain: bool  # maps are drawn as the published figures are
-
-
-def explain_raster(
-    file: Path,
-    methods: dict[str, Callable],
-    checkpoint: Checkpoint,
-    device: torch.device,
-    call: Call,
-    wanted: Wanted,
-) -> None:
-    """Write <raster>_<method>.jpg for a whole raster, and its maps (.npz) if asked for.
-
-    Results of the same raster are replaced, those of others stay.
-    methods: {name: RelevanceCAM(model, layers), ...}. InputError if the file cannot be read or is
-    smaller than a patch.
-    """
-    classes = checkpoint.classes
-    codes = cities.labels(classes)
-    windows = Windows.of(checkpoint)
-    raster = read_raster(file, windows)
-    pixels = windows.resize(raster)
-
-    def prepare(images: torch.Tensor) -> torch.Tensor:
-        return transforms.normalise(images.to(device), checkpoint.mean, checkpoint.std)
-
-    call = replace(call, command=f"{call.command} --raster {file.resolve()}")
-    figures = name_raster_figures(file, list(methods), taken_names(call))
-    said = []
-    with new_results(replace(call, main_file=figures[0])) as new:
-        for figure, (name, method) in zip(figures, methods.items(), strict=True):
-            maps, probability, explained = rasters.blend(
-                method,
-                pixels,
-                (windows.size, windows.step),
-                prepare,
-                wanted.target,
-                show_progress,
-                wanted.plain,
-            )
-            evaluation.check_finite(torch.from_numpy(probability.astype(np.float32)), torch.float32)
-            title = f"{printable(file.name)}: {name} for {classes[explained]}"
-            page = raster_figures.raster_figure(raster, probability, codes, title, maps)
-            panels.save_jpeg(new / figure, page)
-            said.append(
-                f"{printable(file.name)}: explained as {printable(classes[explained])}, mean"
-                f" probability {probability[..., explained].mean():.3f}; {call.out / figure}"
-            )
-            if wanted.save_maps:
-                with atomic((new / figure).with_suffix(".npz")) as opened:
-                    np.savez_compressed(
-                        opened,
-                        probability=probability.astype(np.float32),
-                        classes=classes,
-                        target=explained,
-                        **maps,
-                    )
-    print(*said, sep="\n")
-
-
-def name_raster_figures(file: Path, methods: Sequence[str], taken: set[str]) -> list[str]:
-    """Give the names of a raster's figures, one a method.
-
-    They begin with the raster's name; where that is taken, as rasters of two sites often have one
-    name, with the names of its folders before it, as many as are needed.
-    """
-    parts = file.resolve().parts
-    for depth in range(1, len(parts)):
-        stem = "_".join([*parts[-depth:-1], file.stem])
-        names = [f"{stem}_{method}" for method in methods]
-        if not any(f"{name}{suffix}" in taken for name in names for suffix in (".jpg", ".npz")):
-            return [f"{name}.jpg" for name in names]
-    raise InputError(
-        f"{printable(file)}: figures of this name are there already; choose another --out"
-    )
