@@ -167,6 +167,15 @@ class Page:
         for kind in ("mousePressed", "mouseReleased"):
             self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
+    def mouse(self, kind, x, y, **more):
+        """A mouseMoved, mousePressed, mouseReleased or mouseWheel at a point of the window."""
+        self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **more)
+
+    def touch(self, kind, *points):
+        """A touchStart, touchMove or touchEnd of fingers at points of the window."""
+        fingers = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(points)]
+        self._call("Input.dispatchTouchEvent", type=kind, touchPoints=fingers)
+
     def requests(self):
         """The addresses of all that was asked for."""
         return [

@@ -1,22 +1,30 @@
-"""Make the page of a test again from its files.
+"""Make the pages of results again from their files.
 
-Writes report.html into the folder from the files that test_classification.py left there, and from
-config.json and log.csv beside the checkpoint. It is one file: no network, no scripts from
-elsewhere; it opens from disk. What a run lacks (a log, intervals, portraits) is left out or said.
+For results of a test: report.html, from the files that test_classification.py left there, and from
+config.json and log.csv beside the checkpoint. What a run lacks (a log, intervals, portraits) is
+left out or said. For rasters that were placed or explained: <name>.html from each <name>.explorer.
+A page is one file: no network, no scripts from elsewhere; it opens from disk.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from dl_slicer.cli import Parser, run
-from dl_slicer.report import page
+from dl_slicer.report import explorer, page
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the flags, write the page and print where it lies."""
+    """Read the flags, write the pages and print where they lie."""
     parser = Parser(__doc__)
-    parser.add_argument("folder", help="where test_classification.py wrote its results")
-    arguments = parser.parse_args(argv)
-    print(page.write_report(arguments.folder))
+    parser.add_argument(
+        "folder", help="where test_classification.py or python -m relevance_cam wrote its results"
+    )
+    folder = Path(parser.parse_args(argv).folder)
+    explorers = explorer.find_explorers(folder)
+    if not explorers or (folder / "metrics.json").exists():
+        print(page.write_report(folder))
+    for found in explorers:
+        print(explorer.write_explorer(found))
 
 
 if __name__ == "__main__":
