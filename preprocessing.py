@@ -16,6 +16,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ from dl_slicer.files import locked
 from dl_slicer.patch_sets import completing, finding, on_disk, progress, records, tiling
 from dl_slicer.patch_sets.jobs import Request
 from dl_slicer.patch_sets.on_disk import Region
+from dl_slicer.patch_sets.rasters import View
+
+ALL = ""  # in place of a city's name
 
 
 def read_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -42,8 +46,13 @@ def read_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
         " than one raster and more than a tenth of them",
     )
     add_patch_flags(parser.add_argument_group("patches"))
+    add_view_flags(parser.add_argument_group("how rasters are seen"))
     add_machine_flags(parser.add_argument_group("machine"))
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if len(args.bands or "1") not in (1, 3):
+        parser.error(f"--bands: three, or one that is read as grey; {len(args.bands)} are given")
+    args.stretch = read_stretch(parser, args.stretch)
+    return args
 
 
 def add_patch_flags(group: argparse._ArgumentGroup) -> None:
@@ -76,6 +85,77 @@ def add_patch_flags(group: argparse._ArgumentGroup) -> None:
         help="also write <split>/<City (CODE)>/*.jpg at full size, as published;"
         " later runs keep them up to date",
     )
+
+
+def add_view_flags(group: argparse._ArgumentGroup) -> None:
+    """Flags that say how rasters are seen: georeferenced ones, and those of many bands or bits."""
+    group.add_argument(
+        "--ground-resolution",
+        type=number(float, least=0.001, most=100_000),
+        metavar="METRES",
+        help="see georeferenced rasters at so many metres a pixel, north up; published: 0.417;"
+        " default: pixels as they are",
+    )
+    group.add_argument(
+        "--bands",
+        type=number(least=1, most=on_disk.LARGEST_BAND),
+        nargs="+",
+        metavar="N",
+        help="bands to read as red, green and blue, or one as grey; default: the first three",
+    )
+    group.add_argument(
+        "--stretch",
+        nargs="+",
+        metavar=("LOW", "HIGH"),
+        help="range of values that becomes 0 to 255, or auto: the 2nd and 98th percentile of each"
+        " region; default: 8 bits as they are, the upper 8 of 16",
+    )
+    group.add_argument(
+        "--max-nodata",
+        type=number(float, least=0, most=1),
+        default=on_disk.MAX_NODATA,
+        metavar="SHARE",
+        help="leave out windows of whose pixels a larger share is without data",
+    )
+    group.add_argument(
+        "--crs",
+        type=system,
+        metavar="EPSG:N",
+        help="coordinate system of rasters that name none, such as those with a world file",
+    )
+
+
+def read_stretch(
+    parser: argparse.ArgumentParser, words: Sequence[str] | None
+) -> tuple[float, float] | str | None:
+    """Give the value of --stretch; InputError if it is none."""
+    if words is None or words == ["auto"]:
+        return words and "auto"
+    try:
+        low, high = map(float, words)
+    except ValueError:
+        low = high = 0.0
+    if not on_disk.is_stretch([low, high]):
+        parser.error(
+            f"argument --stretch: {' '.join(words)!r}: must be two numbers, the smaller one first,"
+            " or auto"
+        )
+    return low, high
+
+
+def system(text: str) -> str:
+    """A coordinate system by its code, EPSG:N: an argparse type."""
+    name = text.upper()
+    if not on_disk.SYSTEM.fullmatch(name):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be EPSG:N, as in EPSG:32611")
+    # rasterio takes a third of a second, which other calls do without.
+    from dl_slicer.patch_sets import ground
+
+    if ground.usable_system(name) is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: no coordinate system of places on the ground has this code"
+        )
+    return name
 
 
 def add_machine_flags(group: argparse._ArgumentGroup) -> None:
@@ -128,7 +208,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     started = time.time()
     faults: dict[str, str] = {}  # {raster: what is wrong with it}
     to_do = [job for job in jobs_of_shard if job.raster not in done]
-    to_do = tiling.plan_regions(request, to_do, faults)
+    to_do = tiling.plan_regions(request, to_do, faults, args.workers)
+    say_patch_sides(request, [job.regions for job in to_do] + list(done.values()))
     to_do = progress.leave_out_obstructed(request, to_do, faults)
     tiling.begin(request, to_do)
     completing.remove_stale(request, stale)
@@ -156,15 +237,50 @@ def main(argv: Sequence[str] | None = None) -> None:
 def read_request(args: argparse.Namespace) -> Request:
     """Give what the flags ask for; InputError if the sizes do not go together."""
     out = Path(args.out)
+    bands = args.bands and tuple(args.bands)
+    view = View(args.ground_resolution, bands, args.stretch, args.crs)
     return Request(
         raw=Path(args.raw),
         out=out,
-        settings=on_disk.make_settings(args.patch_size, args.stride, args.image_size),
+        settings=on_disk.make_settings(
+            args.patch_size, args.stride, args.image_size, view, args.max_nodata
+        ),
         # JPEGs that are there are kept up to date: they must not show another split than arrays.
         jpegs=args.jpegs or records.has_jpegs(out),
         test_b=args.test_b,
         seed=args.seed,
         prune=args.prune,
+    )
+
+
+def say_patch_sides(request: Request, rasters: Iterable[Sequence[Region]]) -> None:
+    """Say once if patches of georeferenced rasters show more or less of the world than meant.
+
+    rasters: the regions of each.
+    """
+    if request.view.ground_resolution is not None:
+        return  # whoever chooses that knows
+    size = request.settings["patch_size"]
+    sides = {
+        regions[0].raster: size * regions[0].metres_a_pixel
+        for regions in rasters
+        if regions and regions[0].metres_a_pixel
+    }
+    wrong = sorted(
+        raster
+        for raster, side in sides.items()
+        if abs(side - on_disk.PATCH_METRES) > 0.05 * on_disk.PATCH_METRES
+    )
+    if not wrong:
+        return
+    first = wrong[0]
+    metres = sides[first]
+    print(
+        f"{len(wrong)} of {len(sides)} georeferenced rasters: a patch of {size} pixels is not"
+        f" {on_disk.PATCH_METRES} m wide there, as published; in the first, {printable(first)}, it"
+        f" is {metres:.3g} m ({metres / size:.3g} m a pixel); to see {on_disk.PATCH_METRES} m"
+        f" everywhere: --ground-resolution {on_disk.PATCH_METRES / size:.3g}",
+        flush=True,
     )
 
 
@@ -177,29 +293,73 @@ def refuse_faults(raw: Path, faults: Mapping[str, str], finished: str) -> None:
     raise InputError("\n".join(lines))
 
 
+@dataclass
+class Area:
+    """Pixels of some rasters, as they were seen."""
+
+    all: float = 0
+    covered: float = 0  # by the windows of their regions
+    without_data: float = 0  # of these, by the share of windows that are left out
+
+    @property
+    def left_over(self) -> float:
+        """The share that no window covers, in per cent."""
+        return 100 * (self.all - self.covered) / self.all
+
+    @property
+    def no_data(self) -> float:
+        """The share in windows without data, in per cent."""
+        return 100 * self.without_data / self.all
+
+
 def print_summary(description: Mapping[str, Any], regions: Iterable[Region]) -> None:
-    """Print a table of the patches, and which cities have fewer than --test-b.
+    """Print a table of the patches, and what is missing: test patches, data.
 
-    description: dataset.json. The last column is the share of pixels that no window covers.
+    description: dataset.json. regions: also those that have no window with data. The last columns
+    are shares of the pixels.
     """
-    pixels: dict[str, int] = defaultdict(int)
-    unused: dict[str, int] = defaultdict(int)
-    for region in regions:
-        width, height = on_disk.covered_size(region.rows, region.cols, description)
-        pixels[region.city] += region.width * region.height
-        unused[region.city] += region.width * region.height - width * height
-
+    regions = list(regions)
+    areas = measure_areas(description, regions)
+    total = areas.pop(ALL)
+    has_gaps = total.without_data > 0
     counts = description["counts"]
-    print(f"\n{'city':<28}{'train':>9}{'val':>9}{'test':>9}{'test_b':>9}   left over")
+    titles = "".join(f"{split:>9}" for split in on_disk.SPLITS)
+    print(f"\n{'city':<28}{titles}   left over{'   no data' if has_gaps else ''}")
     for city in description["classes"]:
         columns = "".join(f"{counts[split][city]:>9}" for split in on_disk.SPLITS)
-        print(f"{printable(city):<28}{columns}{100 * unused[city] / pixels[city]:>10.1f} %")
+        print(f"{printable(city):<28}{columns}{as_shares(areas[city], has_gaps)}")
     columns = "".join(f"{sum(counts[split].values()):>9}" for split in on_disk.SPLITS)
-    left_over = 100 * sum(unused.values()) / sum(pixels.values())
-    print(f"{'all':<28}{columns}{left_over:>10.1f} %  of the pixels, at the right and lower edges")
+    meaning = "of the pixels, at the right and lower edges"
+    if has_gaps:
+        meaning += f"; in windows with more than {description['max_nodata']:.3g} without data"
+    print(f"{'all':<28}{columns}{as_shares(total, has_gaps)}  {meaning}")
+    say_what_is_short(description)
+    say_what_has_no_data(description, regions)
 
+
+def measure_areas(description: Mapping[str, Any], regions: Iterable[Region]) -> dict[str, Area]:
+    """Give the pixels of each city, and of ALL."""
+    areas: dict[str, Area] = defaultdict(Area)
+    for region in regions:
+        width, height = on_disk.covered_size(region.rows, region.cols, description)
+        left_out = 1 - on_disk.count_patches(region) / (region.rows * region.cols)
+        for area in (areas[region.city], areas[ALL]):
+            area.all += region.width * region.height
+            area.covered += width * height
+            area.without_data += width * height * left_out
+    return areas
+
+
+def as_shares(area: Area, has_gaps: bool) -> str:
+    """Give the last columns of a row of the table."""
+    return f"{area.left_over:>10.1f} %" + (f"{area.no_data:>8.1f} %" if has_gaps else "")
+
+
+def say_what_is_short(description: Mapping[str, Any]) -> None:
+    """Say which cities have fewer than --test-b."""
     wanted = description["test_b"]
-    short = [city for city in description["classes"] if counts["test_b"][city] < wanted]
+    counts = description["counts"]["test_b"]
+    short = [city for city in description["classes"] if counts[city] < wanted]
     if short:
         noun = "city" if len(short) == 1 else "cities"
         codes = ", ".join(printable(city_code(city)) for city in short)
@@ -207,6 +367,31 @@ def print_summary(description: Mapping[str, Any], regions: Iterable[Region]) -> 
             f"test_b: fewer than {wanted} test patches, so all of them,"
             f" in {len(short)} {noun}: {codes}"
         )
+
+
+def say_what_has_no_data(description: Mapping[str, Any], regions: Iterable[Region]) -> None:
+    """Say which rasters and which cities have no window with data."""
+    has_patches: dict[str, bool] = defaultdict(bool)
+    cities = set()
+    for region in regions:
+        has_patches[region.raster] |= on_disk.count_patches(region) > 0
+        cities.add(region.city)
+    empty = sorted(raster for raster, has_some in has_patches.items() if not has_some)
+    if empty:
+        print(
+            f"no data: {len(empty)} rasters have no window with enough data and give no patch; the"
+            f" first is {printable(empty[0])}"
+        )
+    for city in sorted(cities - set(description["classes"])):
+        print(f"no data: {printable(city)} has no patch at all and is no class of this set")
+    counts = description["counts"]
+    for city in description["classes"]:
+        lacking = [split for split in ("train", "val", "test") if not counts[split][city]]
+        if lacking:
+            print(
+                f"no data: {printable(city)} has no patch in {' and '.join(lacking)}; add rasters"
+                " with data there, or leave the city out: it cannot be learnt and tested so"
+            )
 
 
 def speed(rasters: int, seconds: float) -> str:

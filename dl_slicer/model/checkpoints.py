@@ -14,7 +14,11 @@ from dl_slicer.distributed import RANK
 from dl_slicer.files import atomic
 from dl_slicer.model import architectures, foreign_checkpoints, networks, own_files, pickles
 from dl_slicer.patch_sets import on_disk
+from dl_slicer.patch_sets.rasters import View
 from dl_slicer.patch_sets.reading import ArrayPatches, JpegPatches
+
+FIRST_BANDS = [1, 2, 3]  # which are read where none are chosen
+SAME_SIDE = 0.05  # by which the sides of patches in metres may differ
 
 
 @dataclass
@@ -41,6 +45,18 @@ class Checkpoint:
     rng: Tensor | None = None  # the state of torch's random numbers
     args: dict | None = None
     versions: dict | None = None
+    # How rasters were seen: as dataset.json says it. Older files have none of this: metres unknown,
+    # bands and values as they are.
+    ground_resolution: float | None = None  # metres a pixel they were resampled to
+    metres_a_pixel: float | None = None  # of the rasters as they were seen, where that is known
+    bands: list[int] | None = None
+    stretch: list[float] | str | None = None  # a range of values, "auto", None
+    max_nodata: float = on_disk.MAX_NODATA
+
+    @property
+    def view(self) -> View:
+        """How a raster must be seen to be seen as in training."""
+        return on_disk.view_of(self.__dict__)
 
 
 FIELDS = [each.name for each in fields(Checkpoint)]
@@ -156,6 +172,7 @@ def check_fields(checkpoint: Checkpoint, content: dict, path: Path) -> None:
         or on_disk.is_whole_number(checkpoint.patch_size),
         "stride": checkpoint.stride is None or on_disk.is_whole_number(checkpoint.stride),
         "epoch": checkpoint.epoch is None or on_disk.is_whole_number(checkpoint.epoch, least=0),
+        **_check_view(checkpoint),
     }
     for key in ("optimizer", "metrics", "args"):
         is_right[key] = key not in content or isinstance(content[key], dict)
@@ -168,6 +185,19 @@ def check_fields(checkpoint: Checkpoint, content: dict, path: Path) -> None:
     # Results are written into folders of these names.
     for city in checkpoint.classes or ():
         cities.check_name(city, f"{printable(path)}: class")
+
+
+def _check_view(checkpoint: Checkpoint) -> dict[str, bool]:
+    """{field: whether it can be right}, of how rasters were seen."""
+    is_right = {
+        "bands": checkpoint.bands is None or on_disk.are_bands(checkpoint.bands),
+        "stretch": checkpoint.stretch is None or on_disk.is_stretch(checkpoint.stretch),
+        "max_nodata": on_disk.is_share(checkpoint.max_nodata),
+    }
+    for name in ("ground_resolution", "metres_a_pixel"):
+        metres = getattr(checkpoint, name)
+        is_right[name] = metres is None or on_disk.is_number(metres, above=0)
+    return is_right
 
 
 def _are_names(value: object, count: int) -> bool:
@@ -238,23 +268,74 @@ def check_sizes(
 ) -> None:
     """InputError if a patch set's patches are not as large in the raster as those trained on.
 
-    At another scale a city's houses are those of a toy town. Another stride only says how densely
-    is tested: it is printed. What a file or a set does not say is taken to fit.
-    data, path: what the user calls the data set and the checkpoint.
+    At another scale a city's houses are those of a toy town. They are compared in metres where both
+    are known. Other bands are refused, too. Another stride only says how densely is tested, and
+    another stretch may suit other rasters: they are printed. What a file or a set does not say is
+    taken to fit. data, path: what the user calls the data set and the checkpoint.
     """
-    trained = checkpoint.patch_size
-    if None not in (trained, patch_set.patch_size) and trained != patch_set.patch_size:
+    fault = _fault_of_side(patch_set, checkpoint) or _fault_of_bands(patch_set.view, checkpoint)
+    if fault:
+        found, trained, flags = fault
         raise InputError(
-            f"{printable(data)}: its patches are {patch_set.patch_size} pixels of the raster wide,"
-            f" {printable(path)} was trained on {trained}; make a set with"
-            f" preprocessing.py --patch-size {trained}"
+            f"{printable(data)}: its patches are {found}, {printable(path)} was trained on"
+            f" {trained}; make a set with preprocessing.py {flags}"
         )
+    _say_stretch(patch_set.view, checkpoint, data)
     strides = (patch_set.stride, checkpoint.stride)
     if None not in strides and patch_set.stride != checkpoint.stride and RANK == 0:
         print(
             f"{printable(data)}: a patch every {patch_set.stride} pixels, in training every"
             f" {checkpoint.stride}"
         )
+
+
+Fault = tuple[str, str, str]  # what is found, what was trained on, the flags that give that
+
+
+def _fault_of_side(patch_set: ArrayPatches | JpegPatches, checkpoint: Checkpoint) -> Fault | None:
+    """Say how the side of a patch differs from training's; or None."""
+    sizes = (patch_set.patch_size, checkpoint.patch_size)
+    if None in sizes:
+        return None
+    flags = f"--patch-size {checkpoint.patch_size}"
+    metres_a_pixel = (patch_set.metres_a_pixel, checkpoint.metres_a_pixel)
+    if None in metres_a_pixel:
+        if sizes[0] == sizes[1]:
+            return None
+        return f"{sizes[0]} pixels of the raster wide", str(sizes[1]), flags
+    found, trained = (size * metres for size, metres in zip(sizes, metres_a_pixel, strict=True))
+    if abs(found - trained) <= SAME_SIDE * trained:
+        return None
+    resolution = checkpoint.ground_resolution or checkpoint.metres_a_pixel
+    flags += f" --ground-resolution {resolution:.4g}"
+    return f"{found:.4g} m wide", f"{trained:.4g} m", flags
+
+
+def _fault_of_bands(view: View | None, checkpoint: Checkpoint) -> Fault | None:
+    """Say how bands differ from training's; or None."""
+    if view is None:
+        return None
+    found = list(view.bands or FIRST_BANDS)
+    trained = checkpoint.bands or FIRST_BANDS
+    if found == trained:
+        return None
+    as_text = " ".join(map(str, trained))
+    return f"made of bands {' '.join(map(str, found))}", as_text, f"--bands {as_text}"
+
+
+def _say_stretch(view: View | None, checkpoint: Checkpoint, data: str) -> None:
+    """Say that values became grey levels in another way than in training."""
+    if view is None or view.stretch == checkpoint.view.stretch or RANK != 0:
+        return
+    found, trained = (
+        "as they are" if stretch is None else f"by --stretch {_as_words(stretch)}"
+        for stretch in (view.stretch, checkpoint.view.stretch)
+    )
+    print(f"{printable(data)}: its values became grey levels {found}, in training {trained}")
+
+
+def _as_words(stretch: tuple[float, float] | str) -> str:
+    return stretch if isinstance(stretch, str) else f"{stretch[0]:g} {stretch[1]:g}"
 
 
 def check_classes(

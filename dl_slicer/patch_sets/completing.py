@@ -28,11 +28,12 @@ def complete(request: Request, done: Mapping[str, Sequence[Region]]) -> dict[str
     out = request.out
     # The caller holds the lock alone: what lies here half-written, a killed process has left.
     clear_leftovers(out)
-    regions = sorted(itertools.chain(*done.values()))
+    every = itertools.chain(*done.values())
+    regions = sorted(region for region in every if on_disk.count_patches(region))
     drawn = draw_test_b(regions, request.test_b, request.seed)
     description = _describe(request, regions, drawn)
     texts = {
-        on_disk.REGIONS: on_disk.text_of_regions(regions),
+        on_disk.REGIONS: on_disk.text_of_regions(regions, description["format"]),
         on_disk.TEST_B: on_disk.text_of_test_b(drawn),
         on_disk.DESCRIPTION: on_disk.text_of_description(description),
     }
@@ -62,10 +63,10 @@ def _describe(
     classes = sorted({region.city for region in regions})
     counts = {split: dict.fromkeys(classes, 0) for split in on_disk.SPLITS}
     for region in regions:
-        counts[region.split][region.city] += region.rows * region.cols
+        counts[region.split][region.city] += on_disk.count_patches(region)
     for region, _, _ in drawn:
         counts["test_b"][region.city] += 1
-    return {
+    description = {
         **request.settings,
         "classes": classes,
         "seed": request.seed,
@@ -75,6 +76,12 @@ def _describe(
         "raw": _path_between(request.out, request.raw),
         "versions": versions.without_torch(),
     }
+    if any(len(on_disk.fields_of(region)) > len(on_disk.COLUMNS) for region in regions):
+        description["format"] = 2
+    if description["format"] == 2:
+        description |= on_disk.settings_of_view(request.view, request.max_nodata)
+        description["allow_overlap"] = False
+    return description
 
 
 def _path_between(out: Path, raw: Path) -> str:
@@ -118,15 +125,15 @@ def draw_test_b(regions: Iterable[Region], size: int, seed: int) -> list[Window]
             tests_of_city[region.city].append(region)
     drawn = []
     for city, tests in sorted(tests_of_city.items()):
-        counts = [region.rows * region.cols for region in tests]
+        counts = [on_disk.count_patches(region) for region in tests]
         first = np.cumsum([0, *counts]).tolist()  # of each region the number of its first patch
         total = first[-1]
         rng = np.random.default_rng([seed, zlib.crc32(city.encode())])
         for patch in sorted(rng.choice(total, min(size, total), replace=False).tolist()):
             number = bisect_right(first, patch) - 1
             region = tests[number]
-            row, col = divmod(patch - first[number], region.cols)
-            drawn.append((region, row, col))
+            window = int(on_disk.windows_with_data(region)[patch - first[number]])
+            drawn.append((region, *divmod(window, region.cols)))
     return drawn
 
 

@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import rasterio
 from rasterio._err import CPLE_BaseError, CPLE_OutOfMemoryError
@@ -34,6 +35,31 @@ SETTINGS = {
 }
 FAULTS = (RasterioError, CRSError, CPLE_BaseError, OSError)
 DAMAGED = "is damaged or cut off, its pixels cannot be read; replace or delete it"
+
+
+@contextmanager
+def opened(path: str, driver: str) -> Iterator[rasterio.DatasetReader]:
+    """Open a local file by one driver. UnreadableImage if it cannot, or names other files."""
+    with session():
+        try:
+            dataset = rasterio.open(Path(path), driver=driver)
+        except FAULTS:
+            raise UnreadableImage(image_files.NO_IMAGE) from None
+    try:
+        with session():
+            _refuse_references(dataset)
+        yield dataset
+    finally:
+        with session():
+            dataset.close()
+
+
+def _refuse_references(dataset: rasterio.DatasetReader) -> None:
+    """UnreadableImage if a raster's own metadata name another file, which GDAL would open."""
+    if dataset.tags(ns="OVERVIEWS"):
+        raise UnreadableImage(
+            "names another file as its overview, which is not opened; copy it with gdal_translate"
+        )
 
 
 @contextmanager

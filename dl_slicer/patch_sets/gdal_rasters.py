@@ -1,8 +1,10 @@
 """Rasters read in windows by GDAL: where they lie, which of their pixels are data, 8 bits each."""
 
 import os
+import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,11 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
-from dl_slicer.patch_sets import gdal, ground, image_files, raster_safety, rasters
+from dl_slicer.cli import printable
+from dl_slicer.patch_sets import gdal, ground, image_files, rasters, vrts
 from dl_slicer.patch_sets.image_files import UnreadableImage
 from dl_slicer.patch_sets.rasters import Raster, View
-from dl_slicer.patch_sets.sidecars import Sidecars
+from dl_slicer.patch_sets.sidecars import Sidecars, usable_transform
 
 Box = tuple[int, int, int, int]  # x, y, width, height in pixels
 
@@ -30,32 +33,49 @@ def open_raster(
     path: str | Path,
     kind: str,
     view: View,
-    beside: Sidecars | None,
+    beside: Sidecars,
     root: str | Path | None,
 ) -> Iterator[Raster]:
     """Open a raster by one driver of GDAL, as a view shows it. Other arguments: see rasters."""
-    dataset = _open(path, kind)
-    try:
+    with ExitStack() as files:
+        name = os.path.abspath(path)
+        if kind == "VRT":
+            vrt = vrts.read(path, root, files)
+            name = vrt.name
+            beside = replace(
+                beside, transform=beside.transform or vrt.transform, crs=beside.crs or vrt.crs
+            )
+        dataset = files.enter_context(gdal.opened(name, kind))
+        _refuse_what_has_no_windows(dataset, path)
         with gdal.session():
-            raster: Raster = WindowedRaster(dataset, view, beside or Sidecars())
+            raster: Raster = WindowedRaster(dataset, view, beside)
         if view.ground_resolution is not None:
             # Only views need it.
             from dl_slicer.patch_sets import warped_rasters
 
             raster = warped_rasters.WarpedRaster(raster, view.ground_resolution)
         yield raster
-    finally:
-        with gdal.session():
-            dataset.close()
 
 
-def _open(path: str | Path, kind: str) -> rasterio.DatasetReader:
-    absolute = Path(os.path.abspath(path))
-    with gdal.session():
-        try:
-            return rasterio.open(absolute, driver=kind)
-        except rasterio.errors.RasterioIOError:
-            raise UnreadableImage(raster_safety.NO_IMAGE) from None
+def _refuse_what_has_no_windows(dataset: rasterio.DatasetReader, path: str | Path) -> None:
+    """UnreadableImage for a large raster that its format lets nobody read in windows."""
+    if dataset.width * dataset.height <= rasters.WHOLE:
+        return
+    name = os.path.basename(path)
+    kind = None
+    if dataset.driver == "JPEG" and image_files.is_progressive(path):
+        kind = "a progressive JPEG"
+    if dataset.driver == "PNG" and image_files.is_interlaced(path):
+        kind = "an interlaced PNG"
+    if any(height * width > rasters.WHOLE for height, width in dataset.block_shapes):
+        kind = "stored in one piece"
+    if kind:
+        command = "gdal_translate -co TILED=YES -co COMPRESS=DEFLATE -co BIGTIFF=IF_SAFER"
+        files = shlex.join([printable(name), printable(os.path.splitext(name)[0] + "-tiled.tif")])
+        raise UnreadableImage(
+            f"has more than {rasters.WHOLE / 1e6:.0f} million pixels and is {kind}, which nobody"
+            f" can read in parts; make it a tiled TIFF: {command} {files}"
+        )
 
 
 class WindowedRaster(Raster):
@@ -74,7 +94,7 @@ class WindowedRaster(Raster):
         self._bands = self._pick_bands()
         self._refuse_kinds_of_numbers()
         self._to_rgb = self._conversion()
-        self._find_gaps()
+        self._find_gaps(beside)
         self._find_place(beside)
 
     # --------------------------------------------------------------------------- bands
@@ -174,13 +194,15 @@ class WindowedRaster(Raster):
 
     # --------------------------------------------------------------------------- place
 
-    def _find_gaps(self) -> None:
+    def _find_gaps(self, beside: Sidecars) -> None:
         """Find out what says where there is no data: an alpha band, nodata values or a mask."""
         flags = [self._dataset.mask_flag_enums[index - 1] for index in self._bands]
-        self._has_masks = any(
-            MaskFlags.all_valid not in flag and MaskFlags.alpha not in flag for flag in flags
+        self._has_mask = any(
+            MaskFlags.per_dataset in flag and MaskFlags.alpha not in flag for flag in flags
         )
-        self.has_gaps = self._alpha is not None or self._has_masks
+        named = [self._dataset.nodatavals[index - 1] for index in self._bands]
+        self._nodata = [beside.nodata if value is None else value for value in named]
+        self.has_gaps = self._alpha is not None or self._has_mask or None not in self._nodata
 
     def _find_place(self, beside: Sidecars) -> None:
         transform = self._dataset.transform
@@ -188,6 +210,9 @@ class WindowedRaster(Raster):
             transform = Affine(*beside.transform)
         if transform == Affine.identity():
             return
+        # GDAL's coefficients may be anything a file holds.
+        if usable_transform(*transform[:6]) is None:
+            raise UnreadableImage("its georeference places nothing; correct it, or replace it")
         self.transform = transform
         self.system = ground.usable_system(self._dataset.crs, beside.crs, self._view.crs)
         if self.system:
@@ -242,17 +267,25 @@ class WindowedRaster(Raster):
         """See Raster."""
         return self._mask((x, y, width, height))
 
-    def _mask(self, box: Box, step: int = 1) -> np.ndarray:
-        shape = _shape(box, step)
+    def _mask(self, box: Box, step: int = 1, values: np.ndarray | None = None) -> np.ndarray:
+        """Where there is data, bool; values: those of the box, if they are there already.
+
+        There is none where all bands have their value for no data.
+        """
         if self._alpha is not None:
             return self._values([self._alpha], box, step)[0] != 0
-        if not self._has_masks:
+        shape = _shape(box, step)
+        if self._has_mask:
+            with gdal.session():
+                return self._dataset.read_masks(1, window=Window(*box), out_shape=shape) != 0
+        if None in self._nodata:
             return np.ones(shape, bool)
-        with gdal.session():
-            masks = self._dataset.read_masks(
-                self._bands, window=Window(*box), out_shape=(len(self._bands), *shape)
-            )
-        return masks.any(axis=0)
+        if values is None:
+            values = self._values(self._bands, box, step)
+        mask = values[0] != self._nodata[0]
+        for band, nodata in zip(values[1:], self._nodata[1:], strict=True):
+            mask |= band != nodata
+        return mask
 
     def range_of(self, x, y, width, height):
         """See Raster."""
@@ -264,7 +297,8 @@ class WindowedRaster(Raster):
 
     def values(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
         """Values as stored (bands, height, width) of a box, and where there is data, bool."""
-        return self._values(self._bands, box), self._mask(box)
+        values = self._values(self._bands, box)
+        return values, self._mask(box, values=values)
 
     def thumbnail(self, longest):
         """See Raster. Averaged first by a whole factor, in strips, from overviews if it can."""
@@ -292,8 +326,9 @@ class WindowedRaster(Raster):
         for upper in range(y, y + height, rows):
             part = (x, upper, width, min(rows, y + height - upper))
             pixels = np.empty((*_shape(part, step), 4), np.uint8)
-            pixels[:, :, :3] = self._colours(self._values(self._bands, part, step), stretch)
-            pixels[:, :, 3] = self._mask(part, step) * np.uint8(255)
+            values = self._values(self._bands, part, step)
+            pixels[:, :, :3] = self._colours(values, stretch)
+            pixels[:, :, 3] = self._mask(part, step, values) * np.uint8(255)
             strips.append(averaged(pixels, factor // step))
         return np.concatenate(strips)
 

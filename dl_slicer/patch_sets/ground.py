@@ -1,6 +1,8 @@
 """Metres on the ground: how large a pixel is, and which metric grid suits a place."""
 
 import math
+import re
+from contextlib import suppress
 
 import numpy as np
 from affine import Affine
@@ -13,6 +15,10 @@ from dl_slicer.patch_sets.image_files import UnreadableImage
 # The WGS 84 ellipsoid.
 SEMI_MAJOR = 6_378_137.0
 ECCENTRICITY_SQUARED = 0.00669437999014
+NAME = re.compile(r"(EPSG|ESRI|OGC|IGNF|IAU_\d+):\w+", re.IGNORECASE)
+WKT = re.compile(r"\s*[A-Z_]+\s*[\[(]")
+FILES = re.compile(r"grids=(?!@null)|PROJ4_GRIDS|PARAMETERFILE", re.IGNORECASE)
+
 NOWHERE = "lies where its coordinate system is not defined; correct its georeference, or replace it"
 DEGREES = CRS.from_epsg(4326)
 
@@ -48,15 +54,30 @@ def convert(
 def usable_system(*candidates: CRS | str | None) -> CRS | None:
     """The first of some systems that places on the ground have, None if there is none."""
     for candidate in candidates:
-        if candidate:
-            try:
-                with gdal.session():
-                    system = CRS.from_user_input(candidate)
-                    if system.is_geographic or system.is_projected:
-                        return system
-            except UnreadableImage:
-                continue
+        with suppress(UnreadableImage), gdal.session():
+            system = _system(candidate) if isinstance(candidate, str) else candidate
+            if (
+                system
+                and (system.is_geographic or system.is_projected)
+                and not _names_files(system)
+            ):
+                return system
     return None
+
+
+def _system(text: str) -> CRS | None:
+    """A system by its name or as WKT. Other forms are not read: they may name files and URLs."""
+    if NAME.fullmatch(text.strip()):
+        return CRS.from_string(text.strip())
+    if WKT.match(text) and not FILES.search(text):
+        return CRS.from_wkt(text, morph_from_esri_dialect=True)
+    return None
+
+
+def _names_files(system: CRS) -> bool:
+    """Whether a system is defined by grids in files."""
+    texts = (system.to_wkt(), system.to_wkt(version="WKT2_2019"))
+    return any(FILES.search(text) for text in texts)
 
 
 def metres_a_pixel(crs: CRS, transform: Affine, width: int, height: int) -> float | None:

@@ -25,6 +25,7 @@ FORMATS = ("JPEG", "PNG", "TIFF")
 DARK = 4096
 SAMPLE = 256  # pixels in a row and in a column that are looked at for that
 
+NO_IMAGE = "no JPEG, PNG or TIFF image that can be read; replace or delete it"
 STRIP = 256  # rows converted at a time: 32 and 64 bits a pixel of a large image are gigabytes
 
 
@@ -70,7 +71,7 @@ def refuse_irregular(path: str | Path) -> None:
 def reason(error: Exception) -> str:
     """What an error of Pillow or of the system means for the user, and what to do."""
     if isinstance(error, UnidentifiedImageError):
-        return "no JPEG, PNG or TIFF image that can be read; replace or delete it"
+        return NO_IMAGE
     if isinstance(error, Image.DecompressionBombError):
         millions = 2 * Image.MAX_IMAGE_PIXELS / 1e6
         return f"has more than {millions:.0f} million pixels; cut it into smaller images"
@@ -79,6 +80,25 @@ def reason(error: Exception) -> str:
     in_one_line = " ".join(str(error).split())
     said = getattr(error, "strerror", None) or in_one_line or type(error).__name__
     return f"cannot be read ({printable(said)}); replace or delete it"
+
+
+def is_progressive(path: str | Path) -> bool:
+    """Whether a JPEG is stored in several scans, each of the whole image."""
+    with open(path, "rb") as file:
+        file.seek(2)
+        while True:
+            head = file.read(4)
+            if len(head) < 4 or head[0] != 0xFF:
+                return False
+            if 0xC0 <= head[1] <= 0xCF and head[1] not in (0xC4, 0xC8, 0xCC):
+                return head[1] in (0xC2, 0xC6, 0xCA, 0xCE)
+            file.seek(int.from_bytes(head[2:], "big") - 2, os.SEEK_CUR)
+
+
+def is_interlaced(path: str | Path) -> bool:
+    """Whether a PNG is stored in several passes, each of the whole image."""
+    with open(path, "rb") as file:
+        return file.read(29)[28:] == b"\1"
 
 
 def read_image(path: str | Path) -> Image.Image:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dl_slicer.patch_sets import on_disk
 from dl_slicer.patch_sets.on_disk import Region
+from dl_slicer.patch_sets.rasters import View
 
 
 @dataclass(frozen=True)
@@ -16,11 +18,21 @@ class Request:
 
     raw: Path  # folder of the rasters
     out: Path  # folder of the patch set
-    settings: dict[str, int]  # on_disk.make_settings
+    settings: dict[str, Any]  # on_disk.make_settings
     jpegs: bool  # whether it also holds patches as JPEGs
     test_b: int  # test patches drawn of each city
     seed: int  # of that draw
     prune: bool = False  # whether any number of rasters may be gone
+
+    @property
+    def view(self) -> View:
+        """How rasters are seen."""
+        return on_disk.view_of(self.settings)
+
+    @property
+    def max_nodata(self) -> float:
+        """The share of a window's pixels that may be without data."""
+        return self.settings.get("max_nodata", on_disk.MAX_NODATA)
 
 
 @dataclass(frozen=True)
@@ -33,13 +45,18 @@ class Job:
     splits: list[str]  # train; or test and val, the left and the right half of a held-out raster
     stamp: list[int]  # bytes and time of the file, which tell whether it has changed since
     regions: tuple[Region, ...] = ()  # one for each split, once tiling.plan_regions has seen it
+    # Columns where the left part of a held-out raster ends and the right one begins; None: in the
+    # middle. In pixels of the raster as it is seen.
+    cut: tuple[int, int] | None = None
 
     def identity(self) -> dict[str, Any]:
         """Give what must not have changed since for an earlier result to count, as records say."""
+        cut = {} if self.cut is None else {"cut": list(self.cut)}
         return {
             "raster": self.raster,
             "city": self.city,
             "site": self.site,
             "splits": self.splits,
             "stamp": self.stamp,
+            **cut,
         }

@@ -21,8 +21,11 @@ import numpy as np
 
 from dl_slicer import cities
 from dl_slicer.cli import InputError, printable
+from dl_slicer.patch_sets import gaps
+from dl_slicer.patch_sets.rasters import View
 
 # As published: a patch is 200 m by 200 m, and overlaps the next one by half (--stride).
+PATCH_METRES = 200
 PATCH_SIZE = 480  # pixels of the raster
 STRIDE = 240
 IMAGE_SIZE = 224  # pixels that the network sees
@@ -30,7 +33,16 @@ IMAGE_SIZE = 224  # pixels that the network sees
 LARGEST_IMAGE = 4096  # pixels of a side that a set to be read may have
 LARGEST_NUMBER = 2**31  # of pixels or windows: products of two still fit into 64 bits
 
-FORMAT = 1
+# What patch sets of the two formats say: the second also where patches lie on the ground, how
+# values became grey levels, and which windows have no data.
+FORMATS = (1, 2)
+AS_THEY_ARE = View()
+MAX_NODATA = 0.05  # of a window's pixels that may be without data
+LARGEST_BAND = 65535  # that a raster can have
+SYSTEM = re.compile(r"EPSG:[0-9]{1,9}", re.ASCII)  # a coordinate system by its code
+KEYS_OF_FORMAT_2 = ("ground_resolution", "bands", "stretch", "crs", "max_nodata", "allow_overlap")
+LONGEST_SYSTEM = 10_000  # letters that the WKT of a coordinate system may have
+
 SPLITS = ("train", "val", "test", "test_b")
 
 DESCRIPTION = "dataset.json"  # written last: a set without it is not finished
@@ -60,9 +72,21 @@ class Region(NamedTuple):
     rows: int  # windows
     cols: int
     file: str  # path of the array, relative to the patch set
+    # In format 2. What is not known is empty or None.
+    crs: str = ""  # the raster's coordinate system, "EPSG:32611" or WKT
+    left: float | None = None  # in it, the upper-left corner of the raster as it was seen
+    top: float | None = None
+    metres_a_pixel: float | None = None
+    bands: str = ""  # "4 1 2" where they were chosen
+    stretch: str = ""  # "low high": the range of values that became 0 to 255
+    without_data: str = ""  # "0-18 37": numbers of windows that are left out, row by row from 0
 
 
+COLUMNS = Region._fields[: Region._fields.index("crs")]  # of format 1
+PLACE = Region._fields[len(COLUMNS) :]  # what format 2 has besides
 NUMBERS = frozenset(("x", "y", "width", "height", "rows", "cols"))  # the columns of whole numbers
+NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?(e[+-]?[0-9]{1,3})?", re.ASCII)  # as repr's
+FLOATS = frozenset(("left", "top", "metres_a_pixel"))  # of numbers that may be missing
 
 Parsed = TypeVar("Parsed")
 Window = tuple[Region, int, int]  # a patch: its region, row and column
@@ -78,11 +102,16 @@ class Description:
     classes: list[str]  # names of the cities
     raw: str  # path of the raw folder, relative to the patch set
     counts: dict[str, dict[str, int]] | None  # patches of each split and city, where it says so
+    format: int = 1
+    view: View = AS_THEY_ARE  # how rasters were seen
+    max_nodata: float = MAX_NODATA
+    allow_overlap: bool = False  # whether rasters of two splits show the same ground
 
     @property
-    def settings(self) -> dict[str, int]:
+    def settings(self) -> dict[str, Any]:
         """What all rasters have been tiled with."""
-        return make_settings(self.patch_size, self.stride, self.image_size)
+        sizes = (self.patch_size, self.stride, self.image_size)
+        return make_settings(*sizes, self.view, self.max_nodata)
 
 
 # ------------------------------------------------------------------------------- geometry
@@ -113,18 +142,52 @@ def scaled_stride(patch_size: int, stride: int, image_size: int) -> int:
     )
 
 
-def make_settings(patch_size: int, stride: int, image_size: int) -> dict[str, int]:
+def make_settings(
+    patch_size: int,
+    stride: int,
+    image_size: int,
+    view: View = AS_THEY_ARE,
+    max_nodata: float = MAX_NODATA,
+) -> dict[str, Any]:
     """Give what all rasters of a set must have been tiled with, as its files say it.
 
-    InputError if the three sizes do not go together.
+    What came with format 2 is only there where it is not as in sets without it: settings_of_view
+    gives it all. InputError if the three sizes do not go together.
     """
     scaled_stride(patch_size, stride, image_size)
+    usual = settings_of_view(AS_THEY_ARE, MAX_NODATA)
+    chosen = settings_of_view(view, max_nodata)
+    more = {key: value for key, value in chosen.items() if value != usual[key]}
     return {
-        "format": FORMAT,
+        "format": 2 if more else 1,
         "patch_size": patch_size,
         "stride": stride,
         "image_size": image_size,
+        **more,
     }
+
+
+def settings_of_view(view: View, max_nodata: float) -> dict[str, Any]:
+    """Give how rasters are seen, by the keys of dataset.json and in its types."""
+    return {
+        "ground_resolution": view.ground_resolution,
+        "bands": None if view.bands is None else list(view.bands),
+        "stretch": list(view.stretch) if isinstance(view.stretch, tuple) else view.stretch,
+        "crs": view.crs,
+        "max_nodata": max_nodata,
+    }
+
+
+def view_of(settings: Mapping[str, Any]) -> View:
+    """Give the view of settings: of make_settings, or all of dataset.json."""
+    bands = settings.get("bands")
+    stretch = settings.get("stretch")
+    return View(
+        ground_resolution=settings.get("ground_resolution"),
+        bands=None if bands is None else tuple(bands),
+        stretch=tuple(stretch) if isinstance(stretch, list) else stretch,
+        crs=settings.get("crs"),
+    )
 
 
 def covered_size(rows: int, cols: int, settings: Mapping[str, Any]) -> tuple[int, int]:
@@ -154,13 +217,31 @@ def array_bytes(rows: int, cols: int, settings: Mapping[str, Any]) -> int:
 
 
 def each_window(regions: Iterable[Region]) -> Iterator[Window]:
-    """(region, row, col) of every patch, row by row."""
-    return (
-        (region, row, col)
-        for region in regions
-        for row in range(region.rows)
-        for col in range(region.cols)
-    )
+    """(region, row, col) of every patch, row by row; windows without data are none."""
+    for region in regions:
+        left_out = set(gaps.parse(region.without_data).tolist())
+        for number in range(region.rows * region.cols):
+            if number not in left_out:
+                yield region, *divmod(number, region.cols)
+
+
+def count_patches(region: Region) -> int:
+    """How many patches a region has: its windows but for those without data."""
+    return region.rows * region.cols - gaps.count_in(region.without_data)
+
+
+def windows_with_data(region: Region) -> np.ndarray:
+    """The numbers of a region's patches among its windows, int64 (n,)."""
+    every = np.arange(region.rows * region.cols)
+    return np.delete(every, gaps.parse(region.without_data))
+
+
+def is_patch(region: Region, row: int, col: int) -> bool:
+    """Whether a region has this window, with data."""
+    if row >= region.rows or col >= region.cols:
+        return False
+    number = row * region.cols + col
+    return not region.without_data or number not in gaps.parse(region.without_data)
 
 
 # ------------------------------------------------------------------------------- names
@@ -262,17 +343,30 @@ def _array_header(height: int, width: int) -> bytes:
 
 
 def write_array(file: IO[bytes], array: np.ndarray) -> None:
-    """Write an array as np.save does.
+    """Write an array uint8 (height, width, 3) as np.save does.
 
     np.save says "400 requested and 200 written" where the disk is full, without saying that it is.
     """
-    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-    file.write(np.ascontiguousarray(array))
+    write_strips(file, array.shape[:2], [array])
 
 
-def text_of_regions(regions: Iterable[Region]) -> str:
+def write_strips(file: IO[bytes], shape: tuple[int, int], strips: Iterable[np.ndarray]) -> None:
+    """Write an array of a shape (height, width) of which there are strips, from above."""
+    file.write(_array_header(*shape))
+    for strip in strips:
+        file.write(np.ascontiguousarray(strip))
+
+
+def text_of_regions(regions: Iterable[Region], its_format: int) -> str:
     """Give the content of regions.csv."""
-    return _as_csv(Region._fields, regions)
+    columns = Region._fields if its_format == 2 else COLUMNS
+    return _as_csv(columns, (region[: len(columns)] for region in regions))
+
+
+def fields_of(region: Region) -> list[Any]:
+    """Give a region's fields as records keep them: those of format 1 if the rest is empty."""
+    has_place = any(region[len(COLUMNS) :])
+    return list(region if has_place else region[: len(COLUMNS)])
 
 
 def text_of_test_b(windows: Iterable[Window]) -> str:
@@ -302,20 +396,32 @@ def load_description(root: str | Path) -> Description:
         its_format = content["format"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise _damaged(file, "no description of a set") from None
-    if type(its_format) is not int or its_format != FORMAT:
+    if type(its_format) is not int or its_format not in FORMATS:
         raise InputError(
             f"{printable(file)}: patch set of format {printable(its_format)}, this version has"
-            f" {FORMAT}; delete the set and make it anew with preprocessing.py"
+            f" {' and '.join(map(str, FORMATS))};"
+            " delete the set and make it anew with preprocessing.py"
         )
-    wrong = [key for key, is_right in _check_description(content).items() if not is_right]
+    checked = _check_description(content)
+    if its_format == 2:
+        missing = [key for key in KEYS_OF_FORMAT_2 if key not in content]
+        if missing:
+            raise _damaged(file, f"a set of format 2 without {', '.join(missing)}")
+        checked |= _check_view(content)
+    wrong = [key for key, is_right in checked.items() if not is_right]
     if wrong:
         raise _damaged(file, f"its {', '.join(wrong)} cannot be right")
     for city in content["classes"]:
         cities.check_name(city, f"{printable(file)}: class")
     if content["image_size"] * content["stride"] % content["patch_size"]:
         raise _damaged(file, "its image_size * stride / patch_size is no whole number")
-    keys = ("patch_size", "stride", "image_size", "classes", "raw")
-    return Description(**{key: content[key] for key in keys}, counts=content.get("counts"))
+    keys = ["format", "patch_size", "stride", "image_size", "classes", "raw"]
+    view = AS_THEY_ARE
+    if its_format == 2:
+        keys += ["max_nodata", "allow_overlap"]
+        view = view_of(content)
+    found = {key: content[key] for key in keys}
+    return Description(**found, counts=content.get("counts"), view=view)
 
 
 def _check_description(content: Mapping[str, Any]) -> dict[str, bool]:
@@ -330,6 +436,46 @@ def _check_description(content: Mapping[str, Any]) -> dict[str, bool]:
         "raw": type(raw) is str and raw != "" and "\0" not in raw,
         "counts": counts is None or _are_counts(counts),
     }
+
+
+def _check_view(content: Mapping[str, Any]) -> dict[str, bool]:
+    """{key: whether its value can be right}, of what format 2 has besides."""
+    crs = content["crs"]
+    return {
+        "ground_resolution": content["ground_resolution"] is None
+        or is_number(content["ground_resolution"], above=0),
+        "bands": content["bands"] is None or are_bands(content["bands"]),
+        "stretch": content["stretch"] is None or is_stretch(content["stretch"]),
+        "crs": crs is None or (type(crs) is str and SYSTEM.fullmatch(crs) is not None),
+        "max_nodata": is_share(content["max_nodata"]),
+        "allow_overlap": type(content["allow_overlap"]) is bool,
+    }
+
+
+def is_number(value: object, above: float = -math.inf) -> bool:
+    """Whether a value from a file is a finite number above another one; True is none."""
+    return type(value) in (int, float) and math.isfinite(value) and value > above
+
+
+def is_share(value: object) -> bool:
+    """Whether a value from a file is a number from 0 to 1."""
+    return is_number(value) and 0 <= value <= 1
+
+
+def are_bands(value: object) -> bool:
+    """Whether a value from a file is a list of the numbers of three bands or of one."""
+    if not isinstance(value, list) or len(value) not in (1, 3):
+        return False
+    return all(is_whole_number(band, most=LARGEST_BAND) for band in value)
+
+
+def is_stretch(value: object) -> bool:
+    """Whether a value from a file is "auto", or a list of two numbers in ascending order."""
+    if value == "auto":
+        return True
+    if not isinstance(value, list) or len(value) != 2 or not all(map(is_number, value)):
+        return False
+    return value[0] < value[1]
 
 
 def is_whole_number(value: object, least: int = 1, most: int = LARGEST_NUMBER) -> bool:
@@ -362,35 +508,46 @@ def _damaged(file: Path, why: str) -> InputError:
     )
 
 
-def load_regions(root: str | Path, split: str | None = None) -> list[Region]:
-    """The rows of regions.csv, of one split or of all. InputError if they cannot be right."""
+def load_regions(
+    root: str | Path, split: str | None = None, its_format: int | None = None
+) -> list[Region]:
+    """The rows of regions.csv, of one split or of all. InputError if they cannot be right.
+
+    its_format: of the set; None takes the table's word for it.
+    """
     file = Path(root, REGIONS)
     # One object for equal values: a third of the memory of hundreds of thousands of rows.
-    shared: dict[str | int, str | int] = {}
+    shared: dict[tuple[type, Any], Any] = {}
     arrays = set()  # of all splits: no array may be in two of them
     names = set()
 
     def keep(row: Mapping[str, str]) -> Region | None:
-        region = _region_of(row, file)
+        region = _region_of(row, file, its_format)
         if region.file in arrays or region.region in names:
             raise ValueError("a region or its file stands above")
         arrays.add(region.file)
         if split not in (None, region.split):
             return None
         names.add(region.region)
-        return Region._make(shared.setdefault(value, value) for value in region)
+        return Region._make(shared.setdefault((type(value), value), value) for value in region)
 
-    rows = _read_table(file, Region._fields, keep)
-    return [region for region in rows if region is not None]
+    columns = Region._fields if its_format == 2 else COLUMNS
+    return [region for region in _read_table(file, columns, keep) if region is not None]
 
 
-def _region_of(row: Mapping[str, str], file: Path) -> Region:
+def _region_of(row: Mapping[str, str], file: Path, its_format: int | None) -> Region:
     """A row of regions.csv. ValueError or InputError if it contradicts itself or leads outside."""
-    values = {
+    values: dict[str, Any] = {
         column: _whole_number(row, column) if column in NUMBERS else row[column]
-        for column in Region._fields
+        for column in COLUMNS
     }
+    if its_format == 2 or (its_format is None and row.keys() >= set(PLACE)):
+        values |= {
+            column: _optional_number(row, column) if column in FLOATS else row[column]
+            for column in PLACE
+        }
     region = Region(**values)
+    _check_place(region)
     if region.split not in ("train", "val", "test"):
         raise ValueError(f"no split is called {printable(region.split[:40])}")
     cities.check_name(region.city, f"{printable(file)}: city")
@@ -406,6 +563,43 @@ def _region_of(row: Mapping[str, str], file: Path) -> Region:
     return region
 
 
+def _check_place(region: Region) -> None:
+    """ValueError if what format 2 says of a region cannot be right."""
+    if len(region.crs) > LONGEST_SYSTEM or not region.crs.isprintable():
+        raise ValueError("its crs is no coordinate system")
+    if (region.left is None) is not (region.top is None) or bool(region.crs) is (
+        region.left is None
+    ):
+        raise ValueError("its crs, left and top are not given together")
+    if region.metres_a_pixel is not None and region.metres_a_pixel <= 0:
+        raise ValueError("its metres_a_pixel is not above 0")
+    if region.bands and not are_bands([_band(text) for text in region.bands.split(" ")]):
+        raise ValueError(f"its bands are none: {printable(region.bands[:40])}")
+    if region.stretch and stretch_of(region) is None:
+        raise ValueError(f"its stretch is no range: {printable(region.stretch[:80])}")
+    try:
+        last = gaps.last_in(region.without_data)
+    except ValueError as error:
+        raise ValueError(f"its without_data is wrong: {error}") from None
+    if last >= region.rows * region.cols:
+        raise ValueError("its without_data names windows that it has not")
+    if region.without_data and count_patches(region) == 0:
+        raise ValueError("its without_data leaves no window")
+
+
+def _band(text: str) -> int:
+    return int(text) if re.fullmatch(r"[1-9][0-9]{0,4}", text, re.ASCII) else 0
+
+
+def stretch_of(region: Region) -> tuple[float, float] | None:
+    """The range of values that became 0 to 255; None if there is none."""
+    try:
+        low, high = map(float, region.stretch.split(" "))
+    except ValueError:
+        return None
+    return (low, high) if is_stretch([low, high]) else None
+
+
 def fault_of_region(region: Region, settings: Mapping[str, Any]) -> str | None:
     """Say why a region cannot have been tiled with these settings; or None."""
     rows = count_windows(region.height, settings["patch_size"], settings["stride"])
@@ -415,6 +609,15 @@ def fault_of_region(region: Region, settings: Mapping[str, Any]) -> str | None:
             f"has {region.rows} rows and {region.cols} cols, but {rows} and {cols} windows fit"
             f" into its {region.height} x {region.width} pixels"
         )
+    view = view_of(settings)
+    resolution = view.ground_resolution
+    if resolution is not None and region.metres_a_pixel != resolution:
+        return f"has {region.metres_a_pixel} metres a pixel, and not the {resolution} of its set"
+    if region.bands != " ".join(map(str, view.bands or ())):
+        return f"has bands {region.bands or 'as they are'}, and not those of its set"
+    stretch = stretch_of(region)
+    if (stretch is None) is not (view.stretch is None) or view.stretch not in ("auto", stretch):
+        return f"has a stretch {region.stretch or 'of none'}, and not that of its set"
     return None
 
 
@@ -436,6 +639,8 @@ def load_test_b(root: str | Path, regions: Sequence[Region]) -> list[tuple[int, 
             raise ValueError(f"its region has {region.rows} rows and {region.cols} cols")
         if patch in drawn:
             raise ValueError("a patch that stands above")
+        if not is_patch(region, *patch[1:]):
+            raise ValueError("a window without data")
         drawn.add(patch)
         return patch
 
@@ -472,6 +677,15 @@ def _whole_number(row: Mapping[str, str], column: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text[:11]) <= LARGEST_NUMBER):
         raise ValueError(f"its {column} is no whole number from 0 on: {printable(text[:40])}")
     return int(text)
+
+
+def _optional_number(row: Mapping[str, str], column: str) -> float | None:
+    text = row[column]
+    if text == "":
+        return None
+    if not NUMBER.fullmatch(text) or not math.isfinite(float(text)):
+        raise ValueError(f"its {column} is no number: {printable(text[:40])}")
+    return float(text)
 
 
 def _cannot_be_read(file: Path, error: Exception) -> InputError:

@@ -53,6 +53,7 @@ def _arrays_are_complete(request: Request, regions: Iterable[Region]) -> bool:
             os.path.getsize(request.out / region.file)
             == on_disk.array_bytes(region.rows, region.cols, request.settings)
             for region in regions
+            if on_disk.count_patches(region)
         )
     except OSError:
         return False
@@ -61,7 +62,7 @@ def _arrays_are_complete(request: Request, regions: Iterable[Region]) -> bool:
 # ------------------------------------------------------------------------------- what is not ours
 
 
-def refuse_other_set(out: Path, settings: Mapping[str, int]) -> None:
+def refuse_other_set(out: Path, settings: Mapping[str, Any]) -> None:
     """InputError rather than mix this set with another, or with a folder that is none of ours."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{printable(out)}: a file, no folder; choose another --out")
@@ -137,22 +138,34 @@ def _names_of(request: Request, job: Job) -> Iterator[str]:
 
 
 def refuse_other_settings(
-    out: Path, before: Mapping[str, Any], settings: Mapping[str, int]
+    out: Path, before: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> None:
     """InputError, naming the flags, if a set was made with other settings.
 
     before: those of an earlier run; other keys in it do not count.
     """
-    changed = [
-        f"--{key.replace('_', '-')} {printable(before.get(key))}"
-        for key, value in settings.items()
-        if before.get(key) != value
-    ]
+    usual = on_disk.settings_of_view(on_disk.AS_THEY_ARE, on_disk.MAX_NODATA)
+    before = usual | before
+    settings = usual | settings
+    changed = [_flag(key, before.get(key)) for key in settings if before.get(key) != settings[key]]
+    # The two formats are told apart by what else they say.
+    if before.get("format") in on_disk.FORMATS:
+        changed = [flag for flag in changed if not flag.startswith("--format ")]
     if changed:
         raise InputError(
             f"{printable(out)}: this patch set was made with {' '.join(changed)};"
             " choose another --out, or delete it first"
         )
+
+
+def _flag(key: str, value: object) -> str:
+    """A flag as it must have been typed."""
+    flag = f"--{key.replace('_', '-')}"
+    if value is None:
+        return f"no {flag}"
+    if isinstance(value, list):
+        value = " ".join(f"{part:g}" if on_disk.is_number(part) else str(part) for part in value)
+    return f"{flag} {printable(value)}"
 
 
 # ------------------------------------------------------------------------------- what is gone

@@ -63,6 +63,10 @@ class Raster:
     def __init__(self):
         self.remarks: list[str] = []
 
+    def whole(self) -> Image.Image | None:
+        """The raster as one RGB image, if it is small enough to be read whole by Pillow."""
+        return None
+
     def read(
         self, x: int, y: int, width: int, height: int, stretch: Stretch | None = None
     ) -> np.ndarray:
@@ -91,13 +95,14 @@ class _WholeRaster(Raster):
         self._path = path
         self._image: Image.Image | None = None
 
-    def _whole(self) -> Image.Image:
+    def whole(self):
+        """See Raster."""
         if self._image is None:
             self._image = image_files.read_image(self._path)
         return self._image
 
     def read(self, x, y, width, height, stretch=None):
-        image = self._whole()
+        image = self.whole()
         if (x, y, width, height) != (0, 0, *image.size):
             image = image.crop((x, y, x + width, y + height))
         pixels = np.asarray(image)
@@ -108,7 +113,7 @@ class _WholeRaster(Raster):
         return percentiles(self.read(x, y, width, height)[:: steps[0], :: steps[1]])
 
     def thumbnail(self, longest):
-        return shrunk(self._whole(), longest)
+        return shrunk(self.whole(), longest)
 
 
 def stretched(values: np.ndarray, stretch: Stretch) -> np.ndarray:
@@ -161,7 +166,7 @@ def open_raster(
     # rasterio takes a third of a second, which sets of plain photographs do without.
     from dl_slicer.patch_sets import gdal_rasters
 
-    with gdal_rasters.open_raster(path, kind, view, beside, root) as raster:
+    with gdal_rasters.open_raster(path, kind, view, beside or sidecars.Sidecars(), root) as raster:
         yield raster
 
 

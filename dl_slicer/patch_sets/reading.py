@@ -4,7 +4,7 @@ import mmap
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,10 @@ from PIL import Image
 
 from dl_slicer import cities, machine
 from dl_slicer.cli import InputError, printable
-from dl_slicer.patch_sets import image_files, on_disk
+from dl_slicer.patch_sets import image_files, on_disk, rasters
 from dl_slicer.patch_sets.image_files import UnreadableImage
 from dl_slicer.patch_sets.on_disk import Region, Window
+from dl_slicer.patch_sets.rasters import Raster, View
 
 # What of a split's arrays may count as memory of the process that reads its patches; a training
 # run has two splits.
@@ -40,8 +41,9 @@ def open_split(
     another size.
 
     The result has: classes (names of the cities), labels (N,) uint8 (uint16 beyond 256 cities),
-    len(), name(i), raster(i), read(indices), original(i), image_size, patch_size, stride (None
-    where a JPEG folder does not say), default_workers (processes that reading is worth).
+    len(), name(i), raster(i), read(indices), original(i), image_size, patch_size, stride, view,
+    metres_a_pixel (None where a JPEG folder does not say), default_workers (processes that reading
+    is worth).
     """
     root = Path(root)
     if split not in on_disk.SPLITS:
@@ -87,14 +89,16 @@ class ArrayPatches:
                 f" are asked for; make a set with preprocessing.py --image-size {image_size}"
             )
         self.step = on_disk.scaled_stride(self.patch_size, self.stride, self.image_size)
-        self.regions = on_disk.load_regions(root, split.removesuffix("_b"))
+        self.view = self.description.view
+        self.max_nodata = self.description.max_nodata
+        self.regions = on_disk.load_regions(root, split.removesuffix("_b"), self.description.format)
         self._check_regions()
         counts = np.array([region.rows * region.cols for region in self.regions], dtype=np.int64)
-        # In one row of all patches: where those of each region begin, and how many there are.
+        # In one row of all windows: where those of each region begin, and how many there are.
         self._first = np.concatenate([[0], np.cumsum(counts)])
         self._cols = np.array([region.cols for region in self.regions], dtype=np.int64)
-        # Of test_b: which patches of that row.
-        self._subset = self._load_test_b() if split == "test_b" else None
+        # The windows of that row that are patches of this split; None: all.
+        self._subset = self._load_test_b() if split == "test_b" else self._leave_out()
         self.labels = self._label_patches(counts)
         self._check_counts()
         if not len(self):
@@ -115,6 +119,18 @@ class ArrayPatches:
         rows = on_disk.load_test_b(self.root, self.regions)
         region, row, col = np.array(rows, dtype=np.int64).reshape(-1, 3).T
         return self._first[region] + row * self._cols[region] + col
+
+    def _leave_out(self) -> np.ndarray | None:
+        """Give the windows with data; None if that is all."""
+        if not any(region.without_data for region in self.regions):
+            return None
+        # Of tens of millions of patches half the memory.
+        index_type = np.int32 if self._first[-1] < 2**31 else np.int64
+        with_data = [
+            (on_disk.windows_with_data(region) + first).astype(index_type)
+            for region, first in zip(self.regions, self._first, strict=False)
+        ]
+        return np.concatenate(with_data)
 
     def _label_patches(self, counts: np.ndarray) -> np.ndarray:
         number = {city: i for i, city in enumerate(self.classes)}
@@ -235,6 +251,17 @@ class ArrayPatches:
         self._mapped = {}
         self._touched = 0
 
+    @property
+    def metres_a_pixel(self) -> float | None:
+        """Metres of the ground that a pixel of the rasters is wide, as they were seen.
+
+        None where rasters differ by more than 5 %, or do not say.
+        """
+        metres = [region.metres_a_pixel for region in self.regions]
+        if None in metres or max(metres) > 1.05 * min(metres):
+            return None
+        return float(np.median(metres))
+
     def region_arrays(self) -> Iterator[np.ndarray]:
         """The array of each region, uint8 (H, W, 3), read one after the other."""
         for region in self.regions:
@@ -257,12 +284,14 @@ class ArrayPatches:
         region, row, col = self.locate(index)
         x = region.x + col * self.stride
         y = region.y + row * self.stride
+        size = self.patch_size
         stored = self.read([index])[0]
         raw = Path(raw or self.root / self.description.raw)
         try:
-            patch = _raster(raw / region.raster).crop(
-                (x, y, x + self.patch_size, y + self.patch_size)
-            )
+            raster = _raster(raw / region.raster, self.view, raw)
+            if x + size > raster.width or y + size > raster.height:
+                raise UnreadableImage("has become smaller")
+            patch = Image.fromarray(raster.read(x, y, size, size, on_disk.stretch_of(region)))
         except UnreadableImage:
             return Image.fromarray(stored)
         resized = image_files.resize(patch, (self.image_size, self.image_size))
@@ -281,6 +310,9 @@ class JpegPatches:
         self.image_size = image_size
         self.patch_size = None
         self.stride = None
+        self.view = None
+        self.max_nodata = on_disk.MAX_NODATA
+        self.metres_a_pixel = None
         folder = root / split
         if not folder.is_dir():
             raise InputError(f"{printable(folder)}: no such folder")
@@ -370,6 +402,22 @@ def _advise(mapped: mmap.mmap, advice: str, *part: int) -> None:
         mapped.madvise(getattr(mmap, advice), *part)
 
 
-@lru_cache(maxsize=1)
-def _raster(file: Path) -> Image.Image:
-    return image_files.read_image(file)
+# The latest raster that a patch was cut from, kept open: {what was asked for: (raster, how it is
+# closed)}.
+_opened: dict[tuple, tuple[Raster, ExitStack]] = {}
+
+
+def _raster(file: Path, view: View, root: Path) -> Raster:
+    key = (file, view, root)
+    if key not in _opened:
+        close_rasters()
+        stack = ExitStack()
+        _opened[key] = stack.enter_context(rasters.open_raster(file, view, root)), stack
+    return _opened[key][0]
+
+
+def close_rasters() -> None:
+    """Close the raster that the latest patch was cut from."""
+    while _opened:
+        _, stack = _opened.popitem()[1]
+        stack.close()

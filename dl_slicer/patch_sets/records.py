@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dl_slicer.files import atomic
-from dl_slicer.patch_sets import on_disk
+from dl_slicer.patch_sets import gaps, on_disk
 from dl_slicer.patch_sets.jobs import Job, Request
 from dl_slicer.patch_sets.on_disk import Region
 
@@ -30,7 +30,7 @@ class Record(NamedTuple):
     """What has been made of a raster, or is being made."""
 
     job: dict[str, Any]  # which raster, and in which role: jobs.Job.identity()
-    settings: dict[str, int]  # on_disk.make_settings
+    settings: dict[str, Any]  # on_disk.make_settings
     regions: list[Region]  # of an unfinished one also those of before, whose files may be there
     unfinished: bool = False
 
@@ -63,6 +63,7 @@ def finish(request: Request, job: Job, begun: Record) -> None:
 
 def _write(out: Path, record: Record) -> None:
     content = record._asdict()
+    content["regions"] = [on_disk.fields_of(region) for region in record.regions]
     if not record.unfinished:
         del content["unfinished"]
     path = on_disk.record_file(out, record.raster)
@@ -108,6 +109,8 @@ def _is_sound(out: Path, file: Path, record: Record) -> bool:
             and region.region == on_disk.region_name(region.raster, region.split)
             and region.file == on_disk.array_file(region.region)
             and type(region.rows) is type(region.cols) is int
+            and type(region.without_data) is str
+            and gaps.last_in(region.without_data) < region.rows * region.cols
             for region in record.regions
         )
     )
@@ -146,7 +149,7 @@ class Listing:
         row = int(found["row"])
         col = int(found["col"])
         return name == on_disk.jpeg_name(found["raster"], row, col) and any(
-            row < region.rows and col < region.cols
+            on_disk.is_patch(region, row, col)
             for region in self._jpegs[folder].get(found["raster"], ())
         )
 
@@ -206,10 +209,15 @@ def has_jpegs(out: Path) -> bool:
     """Whether a patch set of ours also holds its patches as JPEGs."""
     if not any((out / split).is_dir() for split in on_disk.SPLITS):
         return False
-    return any(
-        os.path.exists(on_disk.jpeg_file(out, region.split, (region, 0, 0)))
+    firsts = (
+        next(on_disk.each_window([region]), None)
         for record in load_all(out)
         for region in record.regions
+    )
+    return any(
+        os.path.exists(on_disk.jpeg_file(out, window[0].split, window))
+        for window in firsts
+        if window is not None
     )
 
 

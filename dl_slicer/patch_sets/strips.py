@@ -8,19 +8,47 @@ import numpy as np
 import PIL
 from PIL import Image
 
+from dl_slicer.patch_sets import image_files
+
 Box = tuple[int, int, int, int]  # x, y, width, height
 Size = tuple[int, int]  # width, height
 
 PILLOW = int(PIL.__version__.partition(".")[0])
 
 
+STRIP_PIXELS = 8_000_000  # of a raster that are read and resized at a time
+
+
 class Readable(Protocol):
     """What can be read in windows: rasters.Raster."""
+
+    def whole(self) -> Image.Image | None:
+        """The raster as one image, where it is in memory as a whole anyway."""
 
     def read(
         self, x: int, y: int, width: int, height: int, stretch: tuple[float, float] | None = None
     ) -> np.ndarray:
         """Pixels as uint8 (height, width, 3)."""
+
+
+def resized(
+    raster: Readable, box: Box, size: Size, stretch: tuple[float, float] | None = None
+) -> Iterator[np.ndarray]:
+    """Resize a part of a raster as image_files.resize does; what is large, in strips.
+
+    Arguments and strips: see resized_strips.
+    """
+    image = raster.whole()
+    if image is None or stretch is not None:
+        rows = STRIP_PIXELS // box[2] * size[1] // box[3]
+        yield from resized_strips(raster, box, size, max(1, rows), stretch)
+        return
+    x, y, width, height = box
+    # Cropped before it is resized: the box that Pillow's resize takes would not do, the filter
+    # looks beyond its edges.
+    if box != (0, 0, *image.size):
+        image = image.crop((x, y, x + width, y + height))
+    yield np.asarray(image_files.resize(image, size))
 
 
 def resized_strips(

@@ -5,12 +5,15 @@ import itertools
 import shutil
 import signal
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from multiprocessing.sharedctypes import Synchronized
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,13 +22,19 @@ from tqdm import tqdm
 from dl_slicer import machine
 from dl_slicer.cli import InputError, printable
 from dl_slicer.files import atomic, locked
-from dl_slicer.patch_sets import image_files, on_disk, progress, records
+from dl_slicer.patch_sets import gaps, on_disk, progress, rasters, records, strips
 from dl_slicer.patch_sets.image_files import UnreadableImage
 from dl_slicer.patch_sets.jobs import Job, Request
 from dl_slicer.patch_sets.on_disk import Region
+from dl_slicer.patch_sets.rasters import Raster
+
+# Files whose size stands at their beginning: Pillow reads them, and tells it in no time.
+QUICK = (".jpg", ".jpeg", ".png")
 
 JPEG_QUALITY = 95
 JPEG_BYTES_A_PIXEL = 0.6  # at that quality, on the generous side, for the estimate of disk space
+
+BAR_SECONDS = 0.5  # after which the bar moves, also where no raster is done
 
 Done = MutableMapping[str, Sequence[Region]]  # {raster: its regions}
 Faults = MutableMapping[str, str]  # {raster: what is wrong with it, and what to do}
@@ -34,41 +43,72 @@ Faults = MutableMapping[str, str]  # {raster: what is wrong with it, and what to
 # ------------------------------------------------------------------------------- planning
 
 
-def plan_regions(request: Request, jobs: Iterable[Job], faults: Faults) -> list[Job]:
+def plan_regions(
+    request: Request, jobs: Sequence[Job], faults: Faults, workers: int = 1
+) -> list[Job]:
     """Give each job its regions, from the size in the file's header.
 
-    Jobs of rasters that cannot be cut are left out, and said in faults.
+    Jobs of rasters that cannot be cut are left out, and said in faults. Where data begin in a large
+    raster may be seen in its pixels alone, so that several processes look.
     """
-    planned = []
-    for job in jobs:
-        try:
-            with image_files.open_image(request.raw / job.raster) as image:
-                width, height = image.size
-        except UnreadableImage as error:
-            faults[job.raster] = str(error)
-            continue
-        regions = _regions_of(job, width, height, request.settings)
+    known = {job.raster: _planned_before(request, job) for job in jobs}
+    to_plan = [job for job in jobs if not known[job.raster]]
+    regions: dict[str, Sequence[Region]] = {raster: each for raster, each in known.items() if each}
+    if workers > 1 and not all(_is_quick(request, job) for job in to_plan):
+        tile_all(to_plan, partial(plan_raster, request), workers, regions, faults)
+    else:
+        for job in to_plan:
+            try:
+                regions[job.raster] = plan_raster(request, job)
+            except UnreadableImage as error:
+                faults[job.raster] = str(error)
+    return [
+        replace(job, regions=tuple(regions[job.raster])) for job in jobs if job.raster in regions
+    ]
+
+
+def _is_quick(request: Request, job: Job) -> bool:
+    return request.settings["format"] == 1 and job.raster.lower().endswith(QUICK)
+
+
+def _planned_before(request: Request, job: Job) -> tuple[Region, ...]:
+    """The regions that a run which was interrupted has planned; none if it has not."""
+    record = records.load(request.out, job.raster)
+    if record is None or not record.unfinished or record.job != job.identity():
+        return ()
+    if record.settings != request.settings:
+        return ()
+    # What follows has been made of the raster in another role.
+    return tuple(record.regions[: len(job.splits)])
+
+
+def plan_raster(request: Request, job: Job) -> tuple[Region, ...]:
+    """Give the regions of one raster. UnreadableImage if it cannot be cut."""
+    with rasters.open_raster(request.raw / job.raster, request.view, request.raw) as raster:
+        regions = _regions_of(job, raster, request)
         if all(region.rows and region.cols for region in regions):
-            planned.append(replace(job, regions=regions))
-        else:
-            size = request.settings["patch_size"]
-            held_out = " in each half (its site is held out)" if len(regions) == 2 else ""
-            faults[job.raster] = (
-                f"{width} x {height} pixels, smaller than a patch of {size} x {size}{held_out};"
-                " replace or delete it"
-            )
-    return planned
+            return regions
+        size = request.settings["patch_size"]
+        resolution = request.view.ground_resolution
+        seen = f" of {resolution:g} m" if resolution else ""
+        held_out = " in each half (its site is held out)" if len(regions) == 2 else ""
+        raise UnreadableImage(
+            f"{raster.width} x {raster.height} pixels{seen}, smaller than a patch of"
+            f" {size} x {size}{held_out}; replace or delete it"
+        )
 
 
-def _regions_of(job: Job, width: int, height: int, settings: dict[str, int]) -> tuple[Region, ...]:
-    """The whole raster, or its left and its right half: no window reaches over the middle."""
+def _regions_of(job: Job, raster: Raster, request: Request) -> tuple[Region, ...]:
+    """The whole raster, or its left and its right part: no window reaches over the cut."""
+    width = raster.width
     if len(job.splits) == 1:
         parts = [(0, width)]
     else:
-        middle = round(width / 2)
-        parts = [(0, middle), (middle, width - middle)]
-    size = settings["patch_size"]
-    stride = settings["stride"]
+        end, begin = job.cut or (round(width / 2), round(width / 2))
+        parts = [(0, end), (begin, width - begin)]
+    size = request.settings["patch_size"]
+    stride = request.settings["stride"]
+    place = _place_of(raster, request)
     regions = []
     for split, (x, part_width) in zip(job.splits, parts, strict=True):
         name = on_disk.region_name(job.raster, split)
@@ -81,13 +121,29 @@ def _regions_of(job: Job, width: int, height: int, settings: dict[str, int]) -> 
             x=x,
             y=0,
             width=part_width,
-            height=height,
-            rows=on_disk.count_windows(height, size, stride),
+            height=raster.height,
+            rows=on_disk.count_windows(raster.height, size, stride),
             cols=on_disk.count_windows(part_width, size, stride),
             file=on_disk.array_file(name),
+            **place,
         )
         regions.append(region)
     return tuple(regions)
+
+
+def _place_of(raster: Raster, request: Request) -> dict[str, Any]:
+    """The columns of regions.csv that say where a raster lies, and how it is seen."""
+    place: dict[str, Any] = {}
+    if request.view.bands:
+        place["bands"] = " ".join(map(str, request.view.bands))
+    if raster.crs:
+        place |= {
+            "crs": raster.crs,
+            "left": float(raster.transform.c),
+            "top": float(raster.transform.f),
+            "metres_a_pixel": raster.metres_a_pixel,
+        }
+    return place
 
 
 def check_space(request: Request, jobs: Sequence[Job]) -> None:
@@ -127,44 +183,78 @@ def tile_raster(request: Request, job: Job) -> Sequence[Region]:
 
     They are also written into the raster's record, which vouches for the rest once it is finished.
     """
-    image = image_files.read_image(request.raw / job.raster)
-    begun = records.begin(request, job)
-    for region in job.regions:
-        covered = _crop_covered(image, region, request.settings)
-        height, width = on_disk.array_shape(region.rows, region.cols, request.settings)
-        with atomic(request.out / region.file, sync=False) as file:
-            on_disk.write_array(file, np.asarray(image_files.resize(covered, (width, height))))
-        if request.jpegs:
-            _write_jpegs(request, covered, region)
-    records.finish(request, job, begun)
-    return job.regions
+    with rasters.open_raster(request.raw / job.raster, request.view, request.raw) as raster:
+        raster.whole()  # one that Pillow cannot read is refused before anything is written
+        begun = records.begin(request, job)
+        regions = tuple(_look_at(raster, region, request) for region in job.regions)
+        for region in regions:
+            if on_disk.count_patches(region):
+                _write_array(request, raster, region)
+                if request.jpegs:
+                    _write_jpegs(request, raster, region)
+    records.finish(request, replace(job, regions=regions), begun)
+    return regions
 
 
-def _crop_covered(image: Image.Image, region: Region, settings: dict[str, int]) -> Image.Image:
+def _look_at(raster: Raster, region: Region, request: Request) -> Region:
+    """Give a region with what only its pixels tell: its stretch, and its windows without data."""
+    if raster.has_gaps:
+        settings = {**request.settings, "max_nodata": request.max_nodata}
+        numbers = gaps.find_windows(
+            raster, (region.x, region.y), region.rows, region.cols, settings
+        )
+        region = region._replace(without_data=gaps.as_text(numbers))
+    stretch = request.view.stretch
+    if stretch == "auto":
+        # Of what this region covers alone: a range is something that is learnt of pixels.
+        stretch = raster.range_of(*_covered_box(region, request.settings))
+    if stretch is not None:
+        region = region._replace(stretch=f"{float(stretch[0])!r} {float(stretch[1])!r}")
+    return region
+
+
+def _covered_box(region: Region, settings: Mapping[str, Any]) -> strips.Box:
     """The part of a raster that the windows of a region cover.
 
-    Cropped before it is resized: the filter must not see the neighbouring split. The box that
-    Pillow's resize takes would not do, the filter looks beyond its edges.
+    Cut out before it is resized: the filter must not see the neighbouring split.
     """
-    width, height = on_disk.covered_size(region.rows, region.cols, settings)
-    box = (region.x, region.y, region.x + width, region.y + height)
-    if box == (0, 0, *image.size):
-        return image
-    return image.crop(box)
+    return (region.x, region.y, *on_disk.covered_size(region.rows, region.cols, settings))
 
 
-def _write_jpegs(request: Request, covered: Image.Image, region: Region) -> None:
+def _write_array(request: Request, raster: Raster, region: Region) -> None:
+    box = _covered_box(region, request.settings)
+    height, width = on_disk.array_shape(region.rows, region.cols, request.settings)
+    stretch = on_disk.stretch_of(region)
+    with atomic(request.out / region.file, sync=False) as file:
+        parts = strips.resized(raster, box, (width, height), stretch)
+        pixels_a_row = box[2] * box[3] / height
+        on_disk.write_strips(file, (height, width), _counted(parts, pixels_a_row))
+
+
+def _counted(parts: Iterable[np.ndarray], pixels_a_row: float) -> Iterator[np.ndarray]:
+    """Let the parent know how far a raster is; pixels_a_row: of the raster for one of the array."""
+    for part in parts:
+        yield part
+        for counter in _counters:
+            with counter:
+                counter.value += round(len(part) * pixels_a_row)
+
+
+def _write_jpegs(request: Request, raster: Raster, region: Region) -> None:
+    """Write the patches at full size, from one row of windows in memory at a time."""
     size = request.settings["patch_size"]
     stride = request.settings["stride"]
-    for window in on_disk.each_window([region]):
-        _, row, col = window
-        left = col * stride
-        upper = row * stride
-        jpeg = io.BytesIO()
-        patch = covered.crop((left, upper, left + size, upper + size))
-        patch.save(jpeg, "JPEG", quality=JPEG_QUALITY)
-        with atomic(on_disk.jpeg_file(request.out, region.split, window), sync=False) as file:
-            file.write(jpeg.getbuffer())
+    x, y, width, _ = _covered_box(region, request.settings)
+    stretch = on_disk.stretch_of(region)
+    for row, windows in itertools.groupby(on_disk.each_window([region]), key=itemgetter(1)):
+        band = Image.fromarray(raster.read(x, y + row * stride, width, size, stretch))
+        for window in windows:
+            left = window[2] * stride
+            jpeg = io.BytesIO()
+            patch = band.crop((left, 0, left + size, size))
+            patch.save(jpeg, "JPEG", quality=JPEG_QUALITY)
+            with atomic(on_disk.jpeg_file(request.out, region.split, window), sync=False) as file:
+                file.write(jpeg.getbuffer())
 
 
 # ------------------------------------------------------------------------------- all rasters
@@ -197,7 +287,11 @@ def tile(request: Request, jobs: Sequence[Job], workers: int, done: Done, faults
     with locked(request.out, shared=True):
         # Another process may have completed the set meanwhile.
         (request.out / on_disk.DESCRIPTION).unlink(missing_ok=True)
-        tile_all(jobs, partial(tile_raster, request), workers, done, faults)
+        pixels = 0
+        for region in itertools.chain.from_iterable(job.regions for job in jobs):
+            width, height = on_disk.covered_size(region.rows, region.cols, request.settings)
+            pixels += width * height
+        tile_all(jobs, partial(tile_raster, request), workers, done, faults, pixels)
 
 
 def tile_all(
@@ -206,19 +300,23 @@ def tile_all(
     workers: int,
     done: Done,
     faults: Faults,
+    pixels: int | None = None,
 ) -> None:
     """Run work on every job in processes. What fails is noted in faults, and the rest goes on.
 
-    Few jobs are handed out at a time: memory, and the time that Ctrl-C takes, do not grow with
-    the number of rasters.
+    pixels: what the bar shows the way through, which work counts; None: it shows rasters that are
+    looked at. Few jobs are handed out at a time: memory, and the time that Ctrl-C takes, do not
+    grow with the number of rasters.
     """
     workers = min(workers, len(jobs))
     waiting = iter(jobs)
     running: dict[Future, str] = {}
+    context = machine.worker_processes()
+    counter = context.Value("q", 0)
     with (
         interrupts_held() as interrupts,
-        ProcessPoolExecutor(workers, machine.worker_processes(), _start_worker) as pool,
-        tqdm(total=len(jobs), unit=" rasters", desc="tiling", disable=None) as bar,
+        ProcessPoolExecutor(workers, context, _start_worker, (counter,)) as pool,
+        _bar(len(jobs), pixels) as bar,
     ):
         try:
             while not interrupts:
@@ -229,10 +327,13 @@ def tile_all(
                         running[pool.submit(work, job)] = job.raster
                 if not running:
                     break
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                # Within a raster of gigapixels the bar is to move, too.
+                for future in wait(running, timeout=BAR_SECONDS, return_when=FIRST_COMPLETED).done:
                     _note_result(future, running[future], done, faults)
                     del running[future]
-                    bar.update()
+                    bar.update(pixels is None)
+                if pixels is not None:
+                    bar.update(counter.value - bar.n)
         except BrokenProcessPool:
             first = printable(next(iter(running.values())))
             raise InputError(
@@ -242,6 +343,12 @@ def tile_all(
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _bar(jobs: int, pixels: int | None) -> tqdm:
+    if pixels is None:
+        return tqdm(total=jobs, unit=" rasters", desc="looking", disable=None)
+    return tqdm(total=pixels, unit="px", unit_scale=True, desc="tiling", disable=None)
 
 
 def _note_result(future: Future, raster: str, done: Done, faults: Faults) -> None:
@@ -282,6 +389,10 @@ def interrupts_held() -> Iterator[list]:
         handler(*interrupts[0])
 
 
-def _start_worker() -> None:
+_counters: list[Synchronized] = []  # in a worker: of the pixels that it and the others have tiled
+
+
+def _start_worker(counter: Synchronized) -> None:
+    _counters.append(counter)
     machine.follow_parent()
     machine.keep_memory()  # a forked worker has inherited that, another one has not

@@ -19,12 +19,16 @@ from dl_slicer.distributed import RANK, WORLD
 from dl_slicer.files import atomic, clear_leftovers
 from dl_slicer.model import checkpoints, devices, networks
 from dl_slicer.model.checkpoints import Checkpoint
+from dl_slicer.patch_sets import on_disk
 from dl_slicer.patch_sets.reading import PatchSet
 from dl_slicer.training import averages, optimisers, recipes
 from dl_slicer.training.history import Epoch, write_history
 
 # Flags that decide a run's result, beside those of its recipe: --resume must not change them.
 DECISIVE_FLAGS = ("arch", "weights", "batch_size", "balanced", "seed")
+
+# How rasters were seen, as dataset.json and checkpoints say it.
+VIEW = ("ground_resolution", "bands", "stretch")
 
 
 @dataclass
@@ -236,8 +240,20 @@ def decisive_settings(
             "image_size": train.image_size,
             "train": len(train),
             "val": len(val),
+            **chosen_view(train),
         },
     }
+
+
+def chosen_view(train: PatchSet) -> dict[str, object]:
+    """Give how the rasters of a set were seen, by the keys of dataset.json.
+
+    Only what was chosen: runs of before know none of it.
+    """
+    if train.view is None:
+        return {}
+    settings = on_disk.settings_of_view(train.view, on_disk.MAX_NODATA)
+    return {key: settings[key] for key in VIEW if settings[key] is not None}
 
 
 def settings(args: Namespace, decisive: dict[str, object]) -> dict[str, object]:
@@ -328,6 +344,9 @@ def begin(args: Namespace, train: PatchSet, device: torch.device, weights: str) 
             "image_size": train.image_size,
             "patch_size": train.patch_size,
             "stride": train.stride,
+            "metres_a_pixel": train.metres_a_pixel,
+            "max_nodata": train.max_nodata,
+            **chosen_view(train),
         },
     )
 

@@ -224,7 +224,7 @@ def repeat_an_array(rows):
 @pytest.mark.parametrize(
     "change",
     [
-        *map(drop, on_disk.Region._fields),
+        *map(drop, on_disk.COLUMNS),
         repeat_a_region,
         repeat_an_array,
         lambda rows: rows[0].__setitem__(0, "raster"),  # a column twice

@@ -170,7 +170,8 @@ def test_other_settings_and_older_sets_are_refused(preprocess, tmp_path):
     )
     refused(
         preprocess,
-        "dataset.json: patch set of format 0, this version has 1; delete the set and make it anew",
+        "dataset.json: patch set of format 0, this version has 1 and 2;"
+        " delete the set and make it anew",
     )
     (out / "dataset.json").write_text("{")
     refused(preprocess, "dataset.json: damaged")

@@ -80,7 +80,7 @@ def test_original_of_a_raster_that_has_changed_is_the_stored_patch(preprocess, t
     make_raw(tmp_path / "raw")
     dataset = reading.open_split(preprocess(), "test")
     raster = tmp_path / "raw" / dataset.raster(0)
-    reading._raster.cache_clear()
+    reading.close_rasters()
     raster.unlink()
     if change == "text":
         raster.write_text("no image")
@@ -93,7 +93,7 @@ def test_original_where_the_raw_folder_has_moved(preprocess, tmp_path):
     raw = make_raw(tmp_path / "raw")
     dataset = reading.open_split(preprocess(), "test")
     raw.rename(tmp_path / "moved")
-    reading._raster.cache_clear()
+    reading.close_rasters()
     assert dataset.original(0).size == (28, 28)
     assert dataset.original(0, raw=tmp_path / "moved").size == (48, 48)
 
@@ -109,7 +109,7 @@ def test_a_set_that_has_moved_finds_its_rasters(preprocess, tmp_path):
     for name in ("raw", "disk"):
         (tmp_path / "elsewhere").mkdir(exist_ok=True)
         (tmp_path / name).rename(tmp_path / "elsewhere" / name)
-    reading._raster.cache_clear()
+    reading.close_rasters()
     moved = reading.open_split(tmp_path / "elsewhere" / "disk" / "out", "test")
     assert moved.original(0).size == (48, 48)
 
@@ -132,7 +132,7 @@ BROKEN_SETS = {
     ),
     "older": (
         lambda out: edit(out / "dataset.json", format=0),
-        "format 0, this version has 1; delete the set",
+        "format 0, this version has 1 and 2; delete the set",
     ),
     "no JSON": (lambda out: (out / "dataset.json").write_text("{"), "dataset.json: damaged"),
     "no object": (lambda out: (out / "dataset.json").write_text("[1]"), "dataset.json: damaged"),
