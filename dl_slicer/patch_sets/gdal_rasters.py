@@ -23,6 +23,11 @@ from dl_slicer.patch_sets.sidecars import Sidecars, usable_transform
 
 Box = tuple[int, int, int, int]  # x, y, width, height in pixels
 
+DEEP_JPEG = (
+    "is a JPEG of 12 bits, which GDAL does not read as it is installed here; convert it to a TIFF"
+    " without JPEG"
+)
+LARGEST_BLOCK = 100_000_000  # bytes of all bands of a block: they are read together
 SAMPLES = 16  # windows in a row and in a column of a thin sample
 SAMPLE = 16  # pixels in a row and in a column of each
 STRIP = 8_000_000  # pixels that are averaged at a time
@@ -48,13 +53,22 @@ def open_raster(
         dataset = files.enter_context(gdal.opened(name, kind))
         _refuse_what_has_no_windows(dataset, path)
         with gdal.session():
-            raster: Raster = WindowedRaster(dataset, view, beside)
+            raster: Raster = _windowed(dataset, view, beside, path)
         if view.ground_resolution is not None:
             # Only views need it.
             from dl_slicer.patch_sets import warped_rasters
 
             raster = warped_rasters.WarpedRaster(raster, view.ground_resolution)
         yield raster
+
+
+def _windowed(
+    dataset: rasterio.DatasetReader, view: View, beside: Sidecars, path: str | Path
+) -> "WindowedRaster":
+    is_small = dataset.width * dataset.height <= rasters.WHOLE
+    if dataset.driver == "JPEG" and is_small and dataset.count in (1, 3):
+        return _Photograph(dataset, view, beside, path)
+    return WindowedRaster(dataset, view, beside)
 
 
 def _refuse_what_has_no_windows(dataset: rasterio.DatasetReader, path: str | Path) -> None:
@@ -67,8 +81,10 @@ def _refuse_what_has_no_windows(dataset: rasterio.DatasetReader, path: str | Pat
         kind = "a progressive JPEG"
     if dataset.driver == "PNG" and image_files.is_interlaced(path):
         kind = "an interlaced PNG"
-    if any(height * width > rasters.WHOLE for height, width in dataset.block_shapes):
-        kind = "stored in one piece"
+    height, width = dataset.block_shapes[0]
+    block = height * width * sum(_dtype(each).itemsize for each in dataset.dtypes)
+    if block > LARGEST_BLOCK or dataset.driver == "GTiff" and image_files.is_one_strip(path):
+        kind = "compressed in one piece"
     if kind:
         command = "gdal_translate -co TILED=YES -co COMPRESS=DEFLATE -co BIGTIFF=IF_SAFER"
         files = shlex.join([printable(name), printable(os.path.splitext(name)[0] + "-tiled.tif")])
@@ -137,7 +153,7 @@ class WindowedRaster(Raster):
 
     def _refuse_kinds_of_numbers(self) -> None:
         for index in self._bands:
-            kind = np.dtype(self._dataset.dtypes[index - 1].replace("_int16", "64")).kind
+            kind = _dtype(self._dataset.dtypes[index - 1]).kind
             if kind == "c":
                 raise UnreadableImage(
                     "its pixels are complex numbers; convert it to 8 or 16 bits a channel"
@@ -152,7 +168,7 @@ class WindowedRaster(Raster):
         depths = []
         for index in self._bands:
             said = self._dataset.tags(index, ns="IMAGE_STRUCTURE").get("NBITS")
-            stored = 8 * np.dtype(self._dataset.dtypes[index - 1]).itemsize
+            stored = 8 * _dtype(self._dataset.dtypes[index - 1]).itemsize
             depths.append(int(said) if said else min(stored, 16))
         return max(depths)
 
@@ -226,8 +242,14 @@ class WindowedRaster(Raster):
     def _values(self, bands: list[int], box: Box, step: int = 1) -> np.ndarray:
         """Values (bands, height, width) of a box, or every step-th of them."""
         shape = (len(bands), *_shape(box, step))
-        with gdal.session():
-            return self._dataset.read(bands, window=Window(*box), out_shape=shape)
+        try:
+            with gdal.session():
+                return self._dataset.read(bands, window=Window(*box), out_shape=shape)
+        except UnreadableImage:
+            compression = self._dataset.tags(ns="IMAGE_STRUCTURE").get("COMPRESSION", "")
+            if "JPEG" in compression and self._depth() == 12:
+                raise UnreadableImage(DEEP_JPEG) from None
+            raise
 
     def sample(self, box: Box, bands: list[int] | None = None) -> np.ndarray:
         """Values (n, bands) of a box, in small windows spread over it; those without data, too."""
@@ -337,6 +359,33 @@ class WindowedRaster(Raster):
         overviews = [self._dataset.overviews(index) for index in self._bands]
         shared = set(overviews[0]).intersection(*overviews[1:])
         return max((each for each in shared if factor % each == 0), default=1)
+
+
+class _Photograph(WindowedRaster):
+    """A JPEG that has a place, its pixels read whole by Pillow.
+
+    A decoder may fill in the colours between pixels as it likes, and GDAL's and Pillow's differ: a
+    world file is not to change what a JPEG looks like.
+    """
+
+    def __init__(
+        self, dataset: rasterio.DatasetReader, view: View, beside: Sidecars, path: str | Path
+    ):
+        super().__init__(dataset, view, beside)
+        self._path = path
+        self._image: Image.Image | None = None
+
+    def _values(self, bands, box, step=1):
+        if self._image is None:
+            self._image = image_files.read_image(self._path)
+        x, y, width, height = box
+        pixels = np.asarray(self._image.crop((x, y, x + width, y + height)))
+        return np.moveaxis(pixels[::step, ::step, [band - 1 for band in bands]], -1, 0)
+
+
+def _dtype(name: str) -> np.dtype:
+    """A type of rasterio's; NumPy has no complex integers."""
+    return np.dtype("complex64" if name == "complex_int16" else name)
 
 
 def _shape(box: Box, step: int) -> tuple[int, int]:

@@ -87,7 +87,10 @@ def metres_a_pixel(crs: CRS, transform: Affine, width: int, height: int) -> floa
     """
     x, y = width / 2, height / 2
     corners = apply(transform, np.array([x, x + 1, x]), np.array([y, y, y + 1]))
-    longitudes, latitudes = convert(crs, DEGREES, *corners)
+    try:
+        longitudes, latitudes = convert(crs, DEGREES, *corners)
+    except UnreadableImage:
+        return None
     if not np.isfinite([longitudes, latitudes]).all():
         return None
     here, right, below = _on_the_ellipsoid(longitudes, latitudes)

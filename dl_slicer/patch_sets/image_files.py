@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from dl_slicer.cli import printable
 
@@ -99,6 +99,25 @@ def is_interlaced(path: str | Path) -> bool:
     """Whether a PNG is stored in several passes, each of the whole image."""
     with open(path, "rb") as file:
         return file.read(29)[28:] == b"\1"
+
+
+def is_one_strip(path: str | Path) -> bool:
+    """Whether a TIFF is compressed as a whole. GDAL starts at its top for every step back."""
+    with open(path, "rb") as file:
+        header = file.read(8)
+        if 43 in header[2:4]:  # BigTIFF
+            header += file.read(8)
+        try:
+            tags = TiffImagePlugin.ImageFileDirectory_v2(header)
+            file.seek(tags.next)
+            tags.load(file)
+            height = tags[TiffImagePlugin.IMAGELENGTH]
+            rows = tags.get(TiffImagePlugin.ROWSPERSTRIP, height)
+            is_compressed = tags.get(TiffImagePlugin.COMPRESSION, 1) != 1
+            is_tiled = TiffImagePlugin.TILEOFFSETS in tags
+        except Exception as error:
+            raise UnreadableImage(reason(error)) from None
+    return is_compressed and not is_tiled and rows >= height
 
 
 def read_image(path: str | Path) -> Image.Image:

@@ -19,10 +19,12 @@ Stretch = tuple[float, float]
 
 # Pixels up to which Pillow reads a raster whole: 4 bytes each, up to 10 while a progressive JPEG
 # is read, and a worker stays below 600 MB.
-WHOLE = 40_000_000
+WHOLE = 48_000_000
 
 # The tags of a TIFF that place it: pixel scale, tie points, transformation, GeoKeys.
 GEOREFERENCE_TAGS = (33550, 33922, 34264, 34735)
+
+BITS = 258  # the tag of a TIFF for bits a value, one of each band
 
 GREY_SHARES = (2, 98)  # percentiles that `--stretch auto` maps to 0 and 255
 
@@ -178,7 +180,8 @@ def _open_whole(path: str | Path, kind: str) -> Raster | None:
         with Image.open(path, formats=image_files.FORMATS) as image:
             size = image.size
             tags = getattr(image, "tag_v2", {})
-            is_placed = kind == "GTiff" and any(tag in tags for tag in GEOREFERENCE_TAGS)
+            is_for_gdal = kind == "GTiff" and any(tag in tags for tag in GEOREFERENCE_TAGS)
+            is_for_gdal |= 12 in tags.get(BITS, ())  # Pillow takes them for 16
     except Image.DecompressionBombError:
         return None
     except UnidentifiedImageError:
@@ -187,6 +190,6 @@ def _open_whole(path: str | Path, kind: str) -> Raster | None:
         raise UnreadableImage(image_files.reason(UnidentifiedImageError())) from None
     except Exception as error:
         raise UnreadableImage(image_files.reason(error)) from None
-    if is_placed or size[0] * size[1] > WHOLE:
+    if is_for_gdal or size[0] * size[1] > WHOLE:
         return None
     return _WholeRaster(path, size)
