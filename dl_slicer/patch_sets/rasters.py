@@ -61,6 +61,8 @@ class Raster:
     transform: "Affine | None" = None
     metres_a_pixel: float | None = None
     has_gaps: bool = False
+    # How many pixels away what lies beside a pixel of the view may show in it, since it is warped.
+    reach: int = 0
 
     def __init__(self):
         self.remarks: list[str] = []

@@ -105,6 +105,9 @@ def _regions_of(job: Job, raster: Raster, request: Request) -> tuple[Region, ...
         parts = [(0, width)]
     else:
         end, begin = job.cut or (round(width / 2), round(width / 2))
+        # In a warped view a pixel beside the cut shows something of what lies beyond it.
+        end -= raster.reach
+        begin += raster.reach
         parts = [(0, end), (begin, width - begin)]
     size = request.settings["patch_size"]
     stride = request.settings["stride"]
@@ -275,6 +278,10 @@ def begin(request: Request, jobs: Sequence[Job]) -> None:
         progress.refuse_other_set(request.out, request.settings)
         (request.out / on_disk.DESCRIPTION).unlink(missing_ok=True)
         records.begin(request, jobs[0])
+        # What it took long to see, a run that goes on after this one is to know.
+        for job in jobs[1:]:
+            if not _is_quick(request, job):
+                records.begin(request, job)
 
 
 def tile(request: Request, jobs: Sequence[Job], workers: int, done: Done, faults: Faults) -> None:

@@ -22,6 +22,9 @@ CACHED = 96_000_000  # bytes of chunks that are kept: a row of them in a view of
 ANY = "any"  # a chunk of whatever stretch, where only its data counts
 REACH = 4  # source pixels that the widest kernel, a cubic one at half the size, looks at; and 1
 
+KERNEL = 2  # pixels to each side that a cubic kernel covers
+SAME_GRID = 1e-6  # pixels by which two grids may be off and be one
+
 TOLERANCE = 0.01  # pixels that the place of a pixel may be off: between exact points it is linear
 SLACK = 0.01  # a view's last pixel may lack this share of its data
 
@@ -43,9 +46,26 @@ class WarpedRaster(Raster):
         self.height = max(1, int(np.ceil((upper - lower) / resolution - SLACK)))
         self.transform = Affine(resolution, 0, left, 0, -resolution, upper)
         self._sides = _sides_of_a_pixel(source, self._to)
+        self.reach = 0 if self._has_grid_of_source() else self._reach_of_kernel()
         self._chunks: OrderedDict[tuple[int, int], tuple[Stretch | None, np.ndarray]] = (
             OrderedDict()
         )
+
+    def _has_grid_of_source(self) -> bool:
+        """Whether each pixel of the view is one of the source."""
+        between = ~self._source.transform @ self.transform
+        whole = Affine.translation(round(between.c), round(between.f))
+        return self._from == self._to and between.almost_equals(whole, SAME_GRID)
+
+    def _reach_of_kernel(self) -> int:
+        """Pixels of the view that a cubic kernel, two pixels of what is warped wide, covers."""
+        factor = self._factor(self.transform.a)
+        side = max(self._sides) * factor / self.transform.a
+        return int(np.ceil(KERNEL * max(1, side))) + 1
+
+    def _factor(self, resolution: float) -> int:
+        """Pixels of the source along a side that are averaged before they are warped."""
+        return max(1, int(resolution / max(self._sides) + SLACK))
 
     def read(self, x, y, width, height, stretch=None):
         """See Raster. Black where there is no data."""
@@ -99,7 +119,7 @@ class WarpedRaster(Raster):
         """
         warped = np.zeros((4, box[3], box[2]), np.uint8)
         resolution = transform.a
-        factor = max(1, int(resolution / max(self._sides) + SLACK))
+        factor = self._factor(resolution)
         window = self._window(transform, box, factor)
         if window is None:
             return np.moveaxis(warped, 0, -1)

@@ -12,8 +12,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import METRES, SMALL, make_geotiffs, picture, write_geotiff
 from PIL import Image
 
+import preprocessing
 import test_classification
 from dl_slicer.cli import InputError
 from dl_slicer.patch_sets import on_disk, reading
@@ -278,6 +280,95 @@ def test_a_wrong_field_of_a_drawn_patch_is_refused(copy, column, value):
 def test_a_wrong_table_of_drawn_patches_is_refused(copy, change):
     edit_table(copy / "test_b.csv", change)
     refusal(copy)
+
+
+# ------------------------------------------------------------------------------- format 2
+
+
+@pytest.fixture(scope="module")
+def placed(tmp_path_factory):
+    """A set of georeferenced rasters, stretched, with a window that has no data."""
+    root = tmp_path_factory.mktemp("placed")
+    raw = make_geotiffs(root / "raw", sites=2, size=(200, 120))
+    pixels = np.asarray(picture(200, 120, seed=2)).clip(1)
+    pixels[:48, :48] = 0
+    write_geotiff(raw / "Aa (AAA)" / "site2" / "2020.tif", pixels, nodata=0)
+    flags = ["--bands", "3", "2", "1", "--stretch", "auto", "--ground-resolution", str(METRES)]
+    preprocessing.main(["--raw", str(raw), "--out", str(root / "set"), *SMALL, *flags])
+    return root / "set"
+
+
+@pytest.fixture
+def placed_copy(placed, tmp_path):
+    return shutil.copytree(placed, tmp_path / "set")
+
+
+def test_a_set_of_georeferenced_rasters_is_read(placed):
+    assert len(reading.open_split(placed, "test_b")) == 10
+    (region,) = (each for each in reading.open_split(placed, "test").regions if each.without_data)
+    assert region.without_data == "0-1 3-4"
+
+
+WRONG_VIEWS = {
+    "ground_resolution": ["4", 0, -1.0, True, [4], float("nan"), float("inf"), 5],
+    "bands": ["3 2 1", 3, [], [3, 2], [3, 2, 0], [3, 2, "1"], [3, 2, 1.0], [1, 2, 3], None],
+    "stretch": ["Auto", 3, [], [1], [2, 1], [1, 1], [0, "9"], [0, float("inf")], [0, 255], None],
+    "crs": [3, "", "epsg:32611", "32611", "EPSG:", ["EPSG:32611"]],
+    "max_nodata": ["0", None, -0.1, 1.5, True, float("nan")],
+    "allow_overlap": [None, 0, 1, "true", []],
+    "format": [0, 3, 2.0],
+}
+
+
+@pytest.mark.parametrize(
+    "key, value", [(key, value) for key, values in WRONG_VIEWS.items() for value in values]
+)
+def test_a_wrong_view_is_refused(placed_copy, key, value):
+    edit_description(placed_copy, **{key: value})
+    said = refusal(placed_copy)
+    assert key in said or (key == "ground_resolution" and "metres a pixel" in said)
+
+
+@pytest.mark.parametrize("key", on_disk.KEYS_OF_FORMAT_2)
+def test_a_view_without_a_key_is_refused(placed_copy, key):
+    file = placed_copy / "dataset.json"
+    description = json.loads(file.read_text())
+    del description[key]
+    file.write_text(json.dumps(description))
+    assert f"a set of format 2 without {key}" in refusal(placed_copy)
+
+
+PLACES = ["", "x", "nan", "inf", "1e400", "0x4", "1_000", " 4", "+4", "٤", "4" * 30]
+WRONG_PLACES = {
+    "crs": ["", "a\nb", "x" * 10_001],
+    "left": PLACES,
+    "top": PLACES,
+    "metres_a_pixel": [*PLACES, 0, -4.0, 5],
+    "bands": ["", "3 2", "3 2 1 4", "0 2 1", "03 2 1", "3  2 1", "3,2,1", "1 2 3", "99999999 2 1"],
+    "stretch": ["", "5", "5 5", "9 3", "0 nan", "0 inf", "a b", "0 1 2"],
+    "without_data": ["x", "-1", "1-", "3-1", "1 1", "01", "0-999999999", "0-11", "9999999999", " "],
+}
+
+
+@pytest.mark.parametrize(
+    "column, value",
+    [(column, value) for column, values in WRONG_PLACES.items() for value in values],
+)
+def test_a_wrong_place_of_a_region_is_refused(placed_copy, column, value):
+    edit_table(placed_copy / "regions.csv", put(column, value, is_test))
+    refusal(placed_copy)
+
+
+def test_other_windows_without_data_are_not_those_that_were_counted(placed_copy):
+    edit_table(placed_copy / "regions.csv", put("without_data", "0-1", is_test))
+    with pytest.raises(InputError, match="counts 8 patches of Aa .* its tables have 10"):
+        reading.open_split(placed_copy, "test")
+
+
+@pytest.mark.parametrize("column", on_disk.PLACE)
+def test_a_table_without_a_column_of_places_is_refused(placed_copy, column):
+    edit_table(placed_copy / "regions.csv", drop(column))
+    assert f"must have once each: {column}" in refusal(placed_copy)
 
 
 # ------------------------------------------------------------------------------- arrays
