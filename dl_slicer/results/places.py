@@ -241,6 +241,8 @@ def _compare_files(
         for file, root, _ in files:
             try:
                 with raster_windows.open_raster(file, network.checkpoint, root) as seen:
+                    for remark in seen.raster.remarks:
+                        bar.write(f"{printable(file)}: {printable(remark)}")
                     probabilities = classify(network, seen, bar)
                     figure = ""
                     if len(probabilities) > 1:

@@ -61,6 +61,8 @@ def explain_raster(
     try:
         with raster_windows.open_raster(file, checkpoint) as seen:
             _refuse_unplaced(seen, checkpoint)
+            for remark in seen.raster.remarks:
+                print(f"{printable(file.name)}: {printable(remark)}")
             name = explorers.pick_name(file, endings, call, set())
             main_file = f"{name}_{next(iter(methods))}.jpg"
             with new_results(replace(call, main_file=main_file)) as new:

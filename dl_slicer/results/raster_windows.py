@@ -12,12 +12,13 @@ from affine import Affine
 from PIL import Image
 from tqdm import tqdm
 
-from dl_slicer.model.checkpoints import Checkpoint
-from dl_slicer.patch_sets import gaps, on_disk, rasters, strips
+from dl_slicer.model.checkpoints import SAME_SIDE, Checkpoint
+from dl_slicer.patch_sets import gaps, ground, on_disk, rasters, strips
 from dl_slicer.patch_sets.image_files import UnreadableImage
 from dl_slicer.patch_sets.rasters import Raster, View
 from relevance_cam.rasters import Batch, Corner, Grid, cut_windows, mean_by_place
 
+PUBLISHED_SIDE = 200  # metres that a patch is wide
 THUMBNAIL = 3000  # pixels of the longer side of pictures of a whole raster
 
 
@@ -135,7 +136,7 @@ class SeenRaster:
 
     def transform(self, cell: float) -> Affine:
         """Where cells so many pixels of the raster wide lie, from the upper left corner."""
-        return self.raster.transform * Affine.scale(cell)
+        return ground.windowed(self.raster.transform, 0, 0, cell)
 
     @property
     def megapixels(self) -> float:
@@ -150,8 +151,8 @@ class SeenRaster:
         box = (0, 0, self.width, self.height)
         size = (self.grid.width, self.grid.height)
         for strip in strips.resized_strips(self.raster, box, size, self.grid.step):
-            yield strip
             bar.update(self.megapixels * len(strip) / self.grid.height)
+            yield strip
 
     @cached_property
     def picture(self) -> Image.Image:
@@ -184,7 +185,28 @@ def open_raster(
             seen = SeenRaster.of(_large_enough(raster, checkpoint), checkpoint)
             view = replace(view, stretch=raster.range_of(0, 0, seen.width, seen.height))
     with rasters.open_raster(path, view, root) as raster:
+        raster.remarks += _remarks_on_size(raster, checkpoint)
         yield SeenRaster.of(_large_enough(raster, checkpoint), checkpoint)
+
+
+def _remarks_on_size(raster: Raster, checkpoint: Checkpoint) -> list[str]:
+    """Say what cannot be known, or differs, of a raster's ground resolution."""
+    resolution = checkpoint.ground_resolution
+    if resolution is not None:
+        if raster.transform is not None:
+            return []
+        return [f"has no georeference: taken to have {resolution:g} m a pixel, as in training"]
+    if raster.metres_a_pixel is None:
+        return []
+    patch_size = Windows.of(checkpoint).patch_size
+    side = patch_size * raster.metres_a_pixel
+    trained = PUBLISHED_SIDE
+    if checkpoint.metres_a_pixel is not None:
+        trained = patch_size * checkpoint.metres_a_pixel
+    if abs(side - trained) <= SAME_SIDE * trained:
+        return []
+    whose = "published ones" if checkpoint.metres_a_pixel is None else "those of training"
+    return [f"its patches are {side:.4g} m wide, {whose} {trained:.4g} m"]
 
 
 def _lies_somewhere(path: Path, view: View, root: Path | None) -> bool:
