@@ -85,6 +85,8 @@ def _refuse_what_has_no_windows(dataset: rasterio.DatasetReader, path: str | Pat
     block = height * width * sum(_dtype(each).itemsize for each in dataset.dtypes)
     if block > LARGEST_BLOCK or dataset.driver == "GTiff" and image_files.is_one_strip(path):
         kind = "compressed in one piece"
+    if dataset.driver == "JP2OpenJPEG" and image_files.tile_of_jpeg_2000(path) > rasters.WHOLE:
+        kind = "compressed in one piece"
     if kind:
         command = "gdal_translate -co TILED=YES -co COMPRESS=DEFLATE -co BIGTIFF=IF_SAFER"
         files = shlex.join([printable(name), printable(os.path.splitext(name)[0] + "-tiled.tif")])
@@ -224,11 +226,9 @@ class WindowedRaster(Raster):
         transform = self._dataset.transform
         if beside.transform is not None:
             transform = Affine(*beside.transform)
-        if transform == Affine.identity():
+        # GDAL says the identity where there is none, and else whatever numbers a file holds.
+        if transform == Affine.identity() or usable_transform(*transform[:6]) is None:
             return
-        # GDAL's coefficients may be anything a file holds.
-        if usable_transform(*transform[:6]) is None:
-            raise UnreadableImage("its georeference places nothing; correct it, or replace it")
         self.transform = transform
         self.system = ground.usable_system(self._dataset.crs, beside.crs, self._view.crs)
         if self.system:

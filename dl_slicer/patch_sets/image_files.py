@@ -2,6 +2,7 @@
 
 import os
 import stat
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ FORMATS = ("JPEG", "PNG", "TIFF")
 # Of 16 bits a channel the upper 8 are taken. Satellites often use 11 or 12 of them: whatever is
 # below this would be read as nearly black.
 DARK = 4096
+JPEG_2000_HEAD = 1_000_000  # bytes within which the image begins; before it are its metadata
 SAMPLE = 256  # pixels in a row and in a column that are looked at for that
 
 NO_IMAGE = "no JPEG, PNG or TIFF image that can be read; replace or delete it"
@@ -118,6 +120,17 @@ def is_one_strip(path: str | Path) -> bool:
         except Exception as error:
             raise UnreadableImage(reason(error)) from None
     return is_compressed and not is_tiled and rows >= height
+
+
+def tile_of_jpeg_2000(path: str | Path) -> int:
+    """The pixels of a tile of a JPEG 2000 file, which are decoded together; 0 if it is damaged."""
+    with open(path, "rb") as file:
+        head = file.read(JPEG_2000_HEAD)
+    at = head.find(b"\xff\x4f\xff\x51")
+    if at < 0 or len(head) < at + 32:
+        return 0
+    width, height = struct.unpack(">II", head[at + 24 : at + 32])
+    return width * height
 
 
 def read_image(path: str | Path) -> Image.Image:

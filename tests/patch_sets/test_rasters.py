@@ -135,8 +135,10 @@ def test_large_photographs_look_as_small_ones_do(tmp_path, monkeypatch):
             assert isinstance(raster, gdal_rasters.WindowedRaster)
             strips = [raster.read(0, y, 211, min(50, 157 - y)) for y in range(0, 157, 50)]
             difference = np.abs(np.concatenate(strips).astype(int) - expected[name])
-            # Decoders of JPEGs fill in the colours between pixels in ways of their own.
-            assert difference.mean() <= (2 if name.endswith("jpg") else 0), name
+            # Decoders of JPEGs fill in the colours between pixels in ways of their own, and the 16
+            # bits of a TIFF's palette are rounded by GDAL 3.9.
+            tolerance = {".jpg": 2, "palette.tif": 1}
+            assert difference.mean() <= tolerance.get(name, tolerance.get(name[-4:], 0)), name
             assert raster.crs is None
 
 
@@ -194,6 +196,17 @@ def test_what_has_no_windows_is_refused_when_it_is_large(tmp_path, monkeypatch):
         assert copy.endswith("-tiled.tif")
     for name in ("plain.tif", "strips.tif"):
         assert np.array_equal(whole(tmp_path / name), np.moveaxis(lines, 0, -1))
+
+
+def test_a_large_jpeg_2000_is_read_if_it_has_tiles(tmp_path, monkeypatch):
+    monkeypatch.setattr(rasters, "WHOLE", 400_000)
+    pixels = noise(1100, 900)
+    options = {"QUALITY": 100, "REVERSIBLE": "YES"}
+    tiled = write(tmp_path / "tiled.jp2", pixels, "JP2OpenJPEG", BLOCKYSIZE=256, **options)
+    assert np.array_equal(whole(tiled), np.moveaxis(pixels, 0, -1))
+    piece = write(tmp_path / "x.jp2", pixels, "JP2OpenJPEG", BLOCKYSIZE=900)
+    with pytest.raises(UnreadableImage, match="compressed in one piece"):
+        whole(piece)
 
 
 def test_bands_are_the_first_three_or_those_that_are_named(tmp_path):
