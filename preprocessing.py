@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from dl_slicer import machine
-from dl_slicer.cities import city_code
+from dl_slicer.cities import labels
 from dl_slicer.cli import InputError, Parser, number, printable, run
 from dl_slicer.files import locked
 from dl_slicer.patch_sets import completing, finding, on_disk, progress, records, tiling
@@ -59,19 +59,19 @@ def add_patch_flags(group: argparse._ArgumentGroup) -> None:
     """Flags that say what is cut."""
     group.add_argument(
         "--patch-size",
-        type=number(least=1),
+        type=number(least=1, most=on_disk.LARGEST_NUMBER),
         default=on_disk.PATCH_SIZE,
         help="pixels of the raster a patch is wide and high",
     )
     group.add_argument(
         "--stride",
-        type=number(least=1),
+        type=number(least=1, most=on_disk.LARGEST_NUMBER),
         default=on_disk.STRIDE,
         help="pixels of the raster from one patch to the next",
     )
     group.add_argument(
         "--image-size",
-        type=number(least=1),
+        type=number(least=1, most=on_disk.LARGEST_IMAGE),
         default=on_disk.IMAGE_SIZE,
         help="pixels a patch has for the network",
     )
@@ -359,13 +359,17 @@ def say_what_is_short(description: Mapping[str, Any]) -> None:
     """Say which cities have fewer than --test-b."""
     wanted = description["test_b"]
     counts = description["counts"]["test_b"]
-    short = [city for city in description["classes"] if counts[city] < wanted]
+    classes = description["classes"]
+    short = [
+        printable(label)
+        for city, label in zip(classes, labels(classes), strict=True)
+        if counts[city] < wanted
+    ]
     if short:
         noun = "city" if len(short) == 1 else "cities"
-        codes = ", ".join(printable(city_code(city)) for city in short)
         print(
             f"test_b: fewer than {wanted} test patches, so all of them,"
-            f" in {len(short)} {noun}: {codes}"
+            f" in {len(short)} {noun}: {', '.join(short)}"
         )
 
 
@@ -398,7 +402,10 @@ def speed(rasters: int, seconds: float) -> str:
     """Say how long it took to tile so many rasters."""
     if not rasters:
         return "nothing was left to tile"
-    return f"{rasters} rasters in {seconds:.1f} s, {rasters / seconds:.1f} a second"
+    rate = f"{rasters / seconds:.1f} a second"
+    if rasters < seconds:
+        rate = f"{seconds / rasters:.1f} s each"
+    return f"{rasters} rasters in {seconds:.1f} s, {rate}"
 
 
 if __name__ == "__main__":

@@ -1900,8 +1900,9 @@ def draw_all(jobs: list[tuple], workers: int) -> None:
 
 def clear_folders(jobs: list[tuple]) -> None:
     """Remove what processes that were killed while they wrote left beside the rasters."""
+    names = {path.name for path, *_ in jobs}
     for folder in {path.parent for path, *_ in jobs}:
-        clear_leftovers(folder)
+        clear_leftovers(folder, names)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

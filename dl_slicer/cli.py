@@ -26,6 +26,7 @@ REFUSALS = {
     errno.EROFS: "choose a folder that can be written",
     errno.EEXIST: MOVE_FILE,
     errno.ENOTDIR: MOVE_FILE,
+    errno.ELOOP: "a symbolic link leads back to itself; delete it or choose another folder",
     errno.EISDIR: "a folder is in the way; move it",
     errno.EIO: DISK_FAILS,
     errno.ESTALE: DISK_FAILS,

@@ -31,7 +31,7 @@ def atomic(path: str | Path, mode: str = "wb", sync: bool = True, **options) -> 
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{zlib.crc32(os.fsencode(path.name)):08x}.tmp")
+    temporary = path.with_name(f".{os.getpid()}-{_checksum(path.name)}.tmp")
     try:
         with open(temporary, mode, **options) as file:
             yield file
@@ -49,10 +49,19 @@ def atomic(path: str | Path, mode: str = "wb", sync: bool = True, **options) -> 
         raise
 
 
-def clear_leftovers(folder: str | Path) -> None:
-    """Remove what processes that were killed while writing left in a folder."""
+def clear_leftovers(folder: str | Path, names: Iterable[str] | None = None) -> None:
+    """Remove what processes that were killed while writing left in a folder.
+
+    names: of the files that were written, so that nothing else is taken for a rest of them.
+    """
+    checksums = None if names is None else {_checksum(name) for name in names}
     for path in Path(folder).glob(f".[0-9]*-{'[0-9a-f]' * 8}.tmp"):
-        path.unlink(missing_ok=True)
+        if checksums is None or path.stem[-8:] in checksums:
+            path.unlink(missing_ok=True)
+
+
+def _checksum(name: str) -> str:
+    return f"{zlib.crc32(os.fsencode(name)):08x}"
 
 
 def write_rows(path: str | Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:

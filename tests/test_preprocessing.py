@@ -33,7 +33,7 @@ from preprocessing_runs import (
 import preprocessing
 from dl_slicer.cli import InputError, run
 from dl_slicer.files import atomic
-from dl_slicer.patch_sets import completing, reading, records, tiling
+from dl_slicer.patch_sets import completing, progress, reading, records, tiling
 
 
 def test_the_command_line(tmp_path):
@@ -60,6 +60,9 @@ def test_the_command_line(tmp_path):
 def test_flags_that_are_refused(tmp_path, capsys):
     for flags, message in (
         ("--stride 0", "argument --stride: '0': must be a whole number at least 1"),
+        (f"--stride {2**31 + 1}", "must be a whole number at least 1 and at most 2147483648"),
+        (f"--patch-size {2**31 + 1}", "--patch-size"),
+        ("--image-size 4097", "must be a whole number at least 1 and at most 4096"),
         ("--stride 25", "the nearest that works: --stride 15 or 30"),
         ("--patch-size -5", "--patch-size"),
         ("--image-size 1.5", "--image-size"),
@@ -100,6 +103,12 @@ def test_summary(preprocess, tmp_path, capsys):
     output = capsys.readouterr().out
     assert "test_b: fewer than 7 test patches, so all of them, in 2 cities: AAA, BBB" in output
     assert "nothing was left to tile" in output
+
+
+def test_cities_of_one_code_are_told_apart_in_the_summary(preprocess, tmp_path, capsys):
+    make_raw(tmp_path / "raw", cities=["San Jose (SJC)", "San José (SJC)", "Aa (AAA)"])
+    preprocess("--test-b", 7)
+    assert "in 3 cities: AAA, San Jose (SJC), San José (SJC)\n" in capsys.readouterr().out
 
 
 def test_bad_rasters_are_all_named_and_the_good_ones_kept(preprocess, tmp_path, capsys):
@@ -215,6 +224,18 @@ def test_a_file_in_the_way_of_a_folder(preprocess, tmp_path, capsys):
         assert str(out.parent) in errors
 
 
+def test_an_output_folder_that_is_a_link_to_itself(preprocess, tmp_path, capsys):
+    make_raw(tmp_path / "raw")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for out in (tmp_path / "loop", tmp_path / "loop" / "out"):
+        with pytest.raises(SystemExit) as caught:
+            run(partial(preprocess, out=out))
+        errors = capsys.readouterr().err
+        assert caught.value.code == 2
+        assert errors.count("\n") == 1
+        assert "a symbolic link leads back to itself" in errors
+
+
 def test_two_with_other_sizes_at_one_instant(tmp_path, preprocess, monkeypatch):
     """Both find an empty folder; the second to begin is refused, and the first is undisturbed."""
     make_raw(tmp_path / "raw")
@@ -243,6 +264,66 @@ def test_two_processes_with_other_sizes(tmp_path):
     assert f"made with --stride {stride}" in refusal
     for split in ("train", "val", "test"):
         assert reading.open_split(tmp_path / "out", split).step == strides[stride]
+
+
+def once(call, before, after):
+    """`call`, with something done before and after it, the first time that it is called."""
+    waiting = [True]
+
+    def wrapped(*arguments, **options):
+        first = bool(waiting)
+        waiting.clear()
+        if first:
+            before()
+        result = call(*arguments, **options)
+        if first:
+            after()
+        return result
+
+    return wrapped
+
+
+def nothing():
+    pass
+
+
+def test_two_equal_ones_at_one_instant(tmp_path, preprocess, monkeypatch):
+    """One works between the other's reading of the records and its look for files."""
+    make_raw(tmp_path / "raw")
+    expected = files(preprocess("--jpegs", out=tmp_path / "expected"))
+
+    def other():
+        preprocess("--jpegs")
+        (tmp_path / "out" / "arrays" / "Bb (BBB)" / "site3" / "2020.val.npy").unlink()  # to come
+
+    monkeypatch.setattr(progress, "Listing", once(progress.Listing, nothing, other))
+    preprocess("--jpegs")
+    assert files(tmp_path / "out") == expected
+
+
+def test_one_with_jpegs_and_one_without_at_one_instant(tmp_path, preprocess, monkeypatch):
+    """Half of the JPEGs are no result, nor are those of another draw in test_b."""
+    make_raw(tmp_path / "raw")
+    expected = files(preprocess("--jpegs", "--test-b", 6, out=tmp_path / "expected"))
+    for other in (["--shard", "1/2"], []):
+        with_jpegs = partial(preprocess, "--jpegs", *other)
+        monkeypatch.setattr(tiling, "tile", once(tiling.tile, with_jpegs, nothing))
+        refused(partial(preprocess, "--test-b", 6), "has begun to write JPEGs meanwhile; run the")
+        assert not (tmp_path / "out" / "dataset.json").exists()
+        preprocess("--test-b", 6)
+        assert files(tmp_path / "out") == expected
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_a_raster_that_shrinks_before_it_is_tiled(tmp_path, preprocess, monkeypatch):
+    """Beyond its edges, as they were when it was planned, patches would be black."""
+    raw = make_raw(tmp_path / "raw")
+    raster = raw / "Aa (AAA)" / "site1" / "2020.png"
+    shrink = partial(picture(100, 60).save, raster)
+    monkeypatch.setattr(tiling, "tile", once(tiling.tile, shrink, nothing))
+    lines = refused(preprocess, f"{raster}: has changed since it was found; wait until it is whole")
+    assert lines[-1].startswith("5 of 6 rasters are done and kept")
+    assert files(preprocess()) == files(preprocess(out=tmp_path / "expected"))
 
 
 def test_a_write_that_fails_in_a_worker(tmp_path):

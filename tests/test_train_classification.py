@@ -15,15 +15,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import flags
+from conftest import METRES, SMALL, flags, make_geotiffs
 from PIL import Image
 from torch.distributed.run import get_args_parser
 from training_runs import assert_same, load
 
+import preprocessing
 import test_classification
 import train_classification
 from dl_slicer.cli import InputError, run
 from dl_slicer.model import checkpoints, evaluation
+from dl_slicer.patch_sets import reading
 from dl_slicer.training import epochs, runs
 
 ROOT = Path(__file__).parent.parent
@@ -67,7 +69,14 @@ def test_run_leaves_what_the_design_says(data, finished):
         "rng",
         "args",
         "versions",
+        "ground_resolution",
+        "metres_a_pixel",
+        "bands",
+        "stretch",
+        "max_nodata",
     }
+    # Of rasters without georeference nothing is known.
+    assert last["ground_resolution"] is last["metres_a_pixel"] is None
     assert last["classes"] == ["Aa (AAA)", "Bb (BBB)", "Cc (CCC)"]
     assert last["image_size"] == 32
     config = json.loads((finished / "config.json").read_text())
@@ -553,3 +562,39 @@ def test_training_goes_on_where_nobody_reads_its_output(data, finished, tmp_path
     assert done.stderr.count("\n") == (0 if "2>" in redirect else 1)
     if done.stderr:
         assert "nothing more on stdout" in done.stderr
+
+
+# ------------------------------------------------------------------------------- georeferenced sets
+
+
+def test_a_checkpoint_says_how_rasters_were_seen(tmp_path):
+    """And what was trained on a set is neither gone on with nor tested on another view of it."""
+    raw = make_geotiffs(tmp_path / "raw", sites=2)
+
+    def patches(name, *view):
+        out = tmp_path / name
+        preprocessing.main(["--raw", str(raw), "--out", str(out), *SMALL, *map(str, view)])
+        return out
+
+    view = ["--ground-resolution", METRES, "--bands", 3, 2, 1]
+    trained_on = patches("trained", *view, "--stretch", "auto", "--max-nodata", 0.5)
+    one_epoch = ["--epochs", "1", "--batch-size", "8"]
+    train_classification.main(flags(trained_on, tmp_path / "run", *one_epoch))
+    found = load(tmp_path / "run" / "best.pth")
+    assert {key: found[key] for key in ("ground_resolution", "bands", "stretch", "max_nodata")} == {
+        "ground_resolution": METRES,
+        "bands": [3, 2, 1],
+        "stretch": "auto",
+        "max_nodata": 0.5,
+    }
+    assert found["metres_a_pixel"] == METRES
+    _, checkpoint = checkpoints.load_checkpoint(tmp_path / "run" / "best.pth")
+    assert checkpoint.view == reading.open_split(trained_on, "val").view
+
+    plain = patches("plain")
+    with pytest.raises(InputError, match=r"would not give that run's result: data_set was .*auto"):
+        train_classification.main(flags(plain, tmp_path / "run", *one_epoch, "--resume"))
+    with pytest.raises(InputError, match=r"are made of bands 1 2 3, .* was trained on 3 2 1; make"):
+        test_classification.main(
+            ["--checkpoint", f"{tmp_path}/run/best.pth", "--data", str(plain), "--split", "test"]
+        )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dl_slicer import versions
-from dl_slicer.cli import printable
+from dl_slicer.cli import InputError, printable
 from dl_slicer.files import atomic, clear_leftovers, locked
 from dl_slicer.patch_sets import on_disk, records
 from dl_slicer.patch_sets.jobs import Request
@@ -23,13 +23,24 @@ from dl_slicer.patch_sets.records import Listing, Record
 def complete(request: Request, done: Mapping[str, Sequence[Region]]) -> dict[str, Any]:
     """Write regions.csv, test_b.csv (and its JPEGs) and, last, dataset.json; give what that says.
 
-    done: the regions of all rasters. Nothing is written if all is as it must be.
+    done: the regions of all rasters. Nothing is written if all is as it must be. InputError if
+    another process has begun to write JPEGs: those of the rasters that are done here are missing.
     """
     out = request.out
+    if not request.jpegs and records.has_jpegs(out):
+        raise InputError(
+            f"{printable(out)}: another process with --jpegs has begun to write JPEGs meanwhile;"
+            " run the same command again, it makes those that are missing"
+        )
     # The caller holds the lock alone: what lies here half-written, a killed process has left.
-    clear_leftovers(out)
+    clear_leftovers(out, on_disk.TABLES)
     every = itertools.chain(*done.values())
     regions = sorted(region for region in every if on_disk.count_patches(region))
+    if len({region.city for region in regions}) < 2:
+        raise InputError(
+            f"{printable(request.raw)}: fewer than two cities have windows with enough data, and"
+            f" two are needed; add rasters, or allow more than --max-nodata {request.max_nodata:g}"
+        )
     drawn = draw_test_b(regions, request.test_b, request.seed)
     description = _describe(request, regions, drawn)
     texts = {
@@ -39,7 +50,7 @@ def complete(request: Request, done: Mapping[str, Sequence[Region]]) -> dict[str
     }
     copies = _copies_in_test_b(out, drawn) if request.jpegs else {}
     texts_stand = all(_has_text(out / name, text) for name, text in texts.items())
-    if texts_stand and all(os.path.exists(copy) for copy in copies):
+    if texts_stand and all(_has_content(copy) for copy in copies):
         return description
 
     (out / on_disk.DESCRIPTION).unlink(missing_ok=True)
@@ -103,6 +114,11 @@ def _copies_in_test_b(out: Path, drawn: Iterable[Window]) -> dict[str, str]:
 
 def _has_text(path: Path, text: str) -> bool:
     return path.is_file() and path.read_bytes() == text.encode()
+
+
+def _has_content(path: str) -> bool:
+    # A power cut leaves files empty.
+    return os.path.isfile(path) and os.path.getsize(path) > 0
 
 
 def _write_to_disk() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import NamedTuple
 from dl_slicer.cities import fault_of_name
 from dl_slicer.cli import InputError, printable
 from dl_slicer.patch_sets import image_files, on_disk
-from dl_slicer.patch_sets.jobs import Job
+from dl_slicer.patch_sets.jobs import Job, stamp_of
 
 LONGEST_ON_DISK = 255  # bytes of a name that a file system takes
 LONGEST_SUFFIX = len("_r00000_c00000.jpg")  # what follows a raster's flat name in that of a patch
@@ -21,7 +22,7 @@ class RasterFile(NamedTuple):
 
     site: str
     raster: str  # path relative to the raw folder
-    stamp: list[int]  # bytes, and nanoseconds of the last change
+    stamp: list[int]  # jobs.stamp_of
 
 
 def find_rasters(raw: Path, out: Path) -> list[Job]:
@@ -39,24 +40,17 @@ def find_rasters(raw: Path, out: Path) -> list[Job]:
             f"{printable(out)}: lies inside the raw folder {printable(raw)}; choose another --out"
         )
     faults: list[str] = []
-    cities: dict[str, list[RasterFile]] = defaultdict(list)
-    for path, status in _walk(raw, faults):
-        inside = path.relative_to(raw)
-        fault = _fault_of_path(raw, inside, status)
-        if fault:
-            faults.append(f"{printable(path)}: {fault}")
-        elif not stat.S_ISDIR(status.st_mode):
-            city, site, *_ = inside.parts
-            stamp = [status.st_size, status.st_mtime_ns]
-            cities[city].append(RasterFile(site, inside.as_posix(), stamp))
-    if not cities and not faults:
+    cities, shallow = _find_files(raw, faults)
+    if not cities and not shallow and not faults:
         raise InputError(
             f"{printable(raw)}: no rasters in it;"
             " expected <City (CODE)>/<site>/<raster>.jpg (or png, tif)"
         )
+    faults += _faults_of_shallow(raw, shallow, bool(cities))
     faults += _faults_of_names(raw, cities)
     if len(cities) == 1:
         faults.append(_fault_of_one_city(raw, *cities.items()))
+    faults += _faults_of_twins(raw, sorted(cities))
     jobs = []
     for city, rasters in sorted(cities.items()):
         faults += _faults_of_city(raw, city, rasters) if len(cities) > 1 else []
@@ -66,35 +60,89 @@ def find_rasters(raw: Path, out: Path) -> list[Job]:
     return jobs
 
 
+def _find_files(raw: Path, faults: list[str]) -> tuple[dict[str, list[RasterFile]], list[Path]]:
+    """Give the rasters of each city, and paths of those that lie in no site's folder.
+
+    What cannot be used goes into faults.
+    """
+    cities: dict[str, list[RasterFile]] = defaultdict(list)
+    shallow = []
+    for path, status in _walk(raw, faults):
+        inside = path.relative_to(raw)
+        fault = _fault_of_path(status)
+        if fault:
+            faults.append(f"{printable(path)}: {fault}")
+        elif stat.S_ISDIR(status.st_mode):
+            continue
+        elif len(inside.parts) < 3:
+            shallow.append(inside)
+        else:
+            city, site, *_ = inside.parts
+            cities[city].append(RasterFile(site, inside.as_posix(), stamp_of(status)))
+    return cities, shallow
+
+
 def _walk(raw: Path, faults: list[str]) -> Iterator[tuple[Path, os.stat_result]]:
-    """All folders and images but hidden ones; folders that cannot be listed go into faults."""
+    """All folders and images but hidden and systems' ones.
+
+    Folders that cannot be listed go into faults.
+    """
 
     def note(error: OSError) -> None:
         faults.append(f"{printable(error.filename)}: {error.strerror}")
 
     for folder, folders, names in os.walk(raw, onerror=note):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not image_files.is_passed_over(name))
         images = sorted(name for name in names if image_files.is_image_name(name))
         for name in folders + images:
             path = Path(folder, name)
             yield path, path.lstat()
 
 
-def _fault_of_path(raw: Path, inside: Path, status: os.stat_result) -> str | None:
+def _fault_of_path(status: os.stat_result) -> str | None:
     """Say what is wrong with a folder or an image in the raw folder, and what to do; or None."""
     if stat.S_ISLNK(status.st_mode):
         return (
             "a symbolic link, these are not followed;"
             " put what it points to in its place (cp -rL does)"
         )
-    if stat.S_ISDIR(status.st_mode):
+    if stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode):
         return None
-    if not stat.S_ISREG(status.st_mode):
-        return "no regular file; delete it"
-    if len(inside.parts) < 3:
-        place = f"{printable(raw)}/<City (CODE)>/<site>/{printable(inside.name)}"
-        return f"a raster must lie in a site's folder, {place}"
-    return None
+    return "no regular file; delete it"
+
+
+def _faults_of_shallow(raw: Path, shallow: list[Path], has_cities: bool) -> list[str]:
+    """A line for each raster that lies in no site's folder; one for all where --raw is too low."""
+    if shallow and not has_cities:
+        level = _level_above(raw, 3 - max(len(inside.parts) for inside in shallow))
+        if _has_two_cities(level):
+            return [
+                f"{printable(raw)}: its rasters lie in no folders <City (CODE)>/<site>, the first"
+                f" is {printable(min(shallow))}; it may be one of the cities or sites itself:"
+                f" --raw {printable(level)}"
+            ]
+    place = f"{printable(raw)}/<City (CODE)>/<site>"
+    return [
+        f"{printable(raw / inside)}: a raster must lie in a site's folder,"
+        f" {place}/{printable(inside.name)}"
+        for inside in shallow
+    ]
+
+
+def _level_above(folder: Path, levels: int) -> Path:
+    for _ in range(levels):
+        folder = Path(os.path.dirname(os.path.abspath(folder)))
+    return folder
+
+
+def _has_two_cities(raw: Path) -> bool:
+    cities = set()
+    for path in raw.glob("*/*/*"):
+        if image_files.is_image_name(path.name):
+            cities.add(path.parts[-3])
+        if len(cities) == 2:
+            return True
+    return False
 
 
 def _faults_of_names(raw: Path, cities: Mapping[str, list[RasterFile]]) -> Iterator[str]:
@@ -133,6 +181,25 @@ def _fault_of_one_city(raw: Path, found: tuple[str, list[RasterFile]]) -> str:
     return f"{fault}; expected <City (CODE)>/<site>/<raster>.jpg in it"
 
 
+def _compared(name: str) -> str:
+    """Give what is the same for names that some file systems, and most people, take for the same.
+
+    They differ in case alone, or in how an accent is put together.
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _faults_of_twins(raw: Path, cities: list[str]) -> Iterator[str]:
+    first_of_name: dict[str, str] = {}
+    for city in cities:
+        other = first_of_name.setdefault(_compared(city), city)
+        if other != city:
+            yield (
+                f"{printable(raw / city)}: has the same name as {ascii(other)}, but for case or"
+                f" accents ({ascii(city)}); make them one city, or rename one of them"
+            )
+
+
 def _faults_of_city(raw: Path, city: str, rasters: list[RasterFile]) -> Iterator[str]:
     sites = sorted({file.site for file in rasters})
     if len(sites) == 1:
@@ -140,10 +207,9 @@ def _faults_of_city(raw: Path, city: str, rasters: list[RasterFile]) -> Iterator
             f"{printable(raw / city)}: only one site ({printable(sites[0])}) has rasters;"
             " at least two are needed, one of them is held out"
         )
-    # Some file systems take names that differ in case alone for the same.
     first_of_name: dict[str, str] = {}
     for _, raster, _ in sorted(rasters):
-        name = on_disk.flat_name(city, raster).casefold()
+        name = _compared(on_disk.flat_name(city, raster))
         if name in first_of_name:
             other = printable(raw / first_of_name[name])
             yield (

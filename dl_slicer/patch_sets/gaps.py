@@ -9,45 +9,97 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
+from PIL import Image
 
 MASK_PIXELS = 4_000_000  # looked at at a time: of each some 10 bytes are taken
 RANGES = re.compile(r"[0-9]{1,10}(-[0-9]{1,10})?( [0-9]{1,10}(-[0-9]{1,10})?)*", re.ASCII)
 
 
-class Masked(Protocol):
+class Raster(Protocol):
     """What says where it has data: rasters.Raster."""
+
+    def whole(self) -> Image.Image | None:
+        """The raster as one image, where it is in memory as a whole anyway."""
+
+    def read(
+        self, x: int, y: int, width: int, height: int, stretch: tuple[float, float] | None = None
+    ) -> np.ndarray:
+        """Pixels as uint8 (height, width, 3)."""
 
     def data_mask(self, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Bool (height, width), True where there is data."""
 
 
-def find_windows(
-    raster: Masked, origin: tuple[int, int], rows: int, cols: int, settings: Mapping[str, Any]
-) -> np.ndarray:
-    """Give the numbers of the windows with too little data, in ascending order, int64 (n,).
+class Watched:
+    """A part of a raster that is read once, from above: how much of each window has no data.
 
-    That is of those of whose pixels more than settings["max_nodata"] have none. origin: (x, y) of
-    the first window. The mask is read in strips.
+    box: (x, y, width, height) of the part, which so many rows and columns of windows cover.
+    settings: patch_size and stride. A warped raster has its mask when it has its pixels: to look
+    for gaps by themselves would take as long once more.
     """
-    size = settings["patch_size"]
-    stride = settings["stride"]
-    width = (cols - 1) * stride + size
-    height = (rows - 1) * stride + size
-    left = np.arange(cols) * stride
-    upper = np.arange(rows) * stride
-    missing = np.zeros((rows, cols), np.int64)
-    strip = max(1, MASK_PIXELS // width)
-    for y in range(0, height, strip):
-        absent = ~raster.data_mask(origin[0], origin[1] + y, width, min(strip, height - y))
+
+    def __init__(
+        self,
+        raster: Raster,
+        box: tuple[int, int, int, int],
+        rows: int,
+        cols: int,
+        settings: Mapping[str, Any],
+    ):
+        self._raster = raster
+        self._box = box
+        self._size = settings["patch_size"]
+        self._left = np.arange(cols) * settings["stride"]
+        self._upper = np.arange(rows) * settings["stride"]
+        self._missing = np.zeros((rows, cols), np.int64)  # pixels of each window
+
+    def whole(self) -> Image.Image | None:
+        """None: what is read whole has no mask."""
+        return None
+
+    def read(
+        self, x: int, y: int, width: int, height: int, stretch: tuple[float, float] | None = None
+    ) -> np.ndarray:
+        """Pixels as uint8 (height, width, 3) of whole rows of the part."""
+        pixels = self._raster.read(x, y, width, height, stretch)
+        self.look_at(y, height)
+        return pixels
+
+    def look_at(self, y: int, height: int) -> None:
+        """Count what is missing in some rows of the raster, from y on."""
+        absent = ~self._raster.data_mask(self._box[0], y, self._box[2], height)
         if not absent.any():
-            continue
+            return
         along = _running_sum(absent, axis=1)
-        in_window = along[:, left + size] - along[:, left]  # (strip, cols)
+        in_window = along[:, self._left + self._size] - along[:, self._left]  # (height, cols)
         down = _running_sum(in_window, axis=0)
-        first = (upper - y).clip(0, len(absent))
-        end = (upper + size - y).clip(0, len(absent))
-        missing += down[end] - down[first]
-    return np.flatnonzero(missing > settings["max_nodata"] * size**2)
+        upper = self._upper + self._box[1] - y
+        first = upper.clip(0, height)
+        end = (upper + self._size).clip(0, height)
+        self._missing += down[end] - down[first]
+
+    def without_data(self, most: float) -> np.ndarray:
+        """Give the numbers of the windows that lack data, in ascending order, int64 (n,).
+
+        That is of those of whose pixels a larger share than `most` has none.
+        """
+        return np.flatnonzero(self._missing > most * self._size**2)
+
+
+def find_windows(
+    raster: Raster, origin: tuple[int, int], rows: int, cols: int, settings: Mapping[str, Any]
+) -> np.ndarray:
+    """Give the numbers of the windows that lack data, by the mask alone, int64 (n,).
+
+    origin: (x, y) of the first window. settings: patch_size, stride and max_nodata.
+    """
+    width = (cols - 1) * settings["stride"] + settings["patch_size"]
+    height = (rows - 1) * settings["stride"] + settings["patch_size"]
+    watched = Watched(raster, (*origin, width, height), rows, cols, settings)
+    strip = max(1, MASK_PIXELS // width)
+    for y in range(origin[1], origin[1] + height, strip):
+        watched.look_at(y, min(strip, origin[1] + height - y))
+    return watched.without_data(settings["max_nodata"])
 
 
 def _running_sum(values: np.ndarray, axis: int) -> np.ndarray:

@@ -18,6 +18,9 @@ warnings.filterwarnings("ignore", module="PIL\\.")
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".jp2", ".vrt"}
 
+# What systems put into archives and onto disks: copies, small pictures, deleted files.
+SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
+
 # Nothing else is tried, whatever a file's name: Pillow would start Ghostscript for some.
 FORMATS = ("JPEG", "PNG", "TIFF")
 
@@ -38,6 +41,11 @@ class UnreadableImage(Exception):
 def is_image_name(name: str) -> bool:
     """Whether a file of this name is taken for an image; hidden files are not."""
     return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
+
+
+def is_passed_over(folder: str) -> bool:
+    """Whether a folder of this name is hidden or a system's own: it holds nobody's rasters."""
+    return folder.startswith(".") or folder in SYSTEM_FOLDERS
 
 
 @contextmanager
@@ -137,7 +145,7 @@ def read_image(path: str | Path) -> Image.Image:
     """The whole file as an 8-bit RGB Pillow image; UnreadableImage if that cannot be.
 
     Of 16 bits a channel the upper 8 are taken; transparency is dropped; palettes, CMYK and grey are
-    converted. 16 bits a channel that hold small values alone are refused.
+    converted. 16 bits a channel that hold small values alone are refused, and larger numbers.
     """
     with open_image(path) as image:
         is_deep = ";16" in str(image.tile)  # Pillow tells it nowhere else, and forgets it below
@@ -180,6 +188,11 @@ def _upper_8_bits(image: Image.Image) -> Image.Image:
     for upper in range(0, image.height, STRIP):
         lower = min(upper + STRIP, image.height)
         strip = np.asarray(image.crop((0, upper, image.width, lower)))
+        if strip.max() >= 1 << 16:
+            raise UnreadableImage(
+                "its pixels are larger numbers than 16 bits hold, it would be read as nearly white;"
+                " convert it to 8 or 16 bits a channel"
+            )
         grey[upper:lower] = (strip.astype(np.int64) >> 8).clip(0, 255)
     return Image.fromarray(grey)
 

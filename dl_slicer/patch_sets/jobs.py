@@ -3,6 +3,7 @@
 Jobs are handed to worker processes, so all in them can be pickled.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,3 +61,8 @@ class Job:
             "stamp": self.stamp,
             **cut,
         }
+
+
+def stamp_of(status: os.stat_result) -> list[int]:
+    """Give what tells whether a file has changed since: its bytes, and its time in nanoseconds."""
+    return [status.st_size, status.st_mtime_ns]

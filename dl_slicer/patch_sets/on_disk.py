@@ -5,6 +5,7 @@ an interrupted run leaves, is the business of tiling and completing.
 """
 
 import csv
+import errno
 import io
 import json
 import math
@@ -30,7 +31,7 @@ PATCH_SIZE = 480  # pixels of the raster
 STRIDE = 240
 IMAGE_SIZE = 224  # pixels that the network sees
 
-LARGEST_IMAGE = 4096  # pixels of a side that a set to be read may have
+LARGEST_IMAGE = 4096  # pixels of a side that a stored patch may have
 LARGEST_NUMBER = 2**31  # of pixels or windows: products of two still fit into 64 bits
 
 # What patch sets of the two formats say: the second also where patches lie on the ground, how
@@ -54,7 +55,8 @@ ARRAY_HEADER = 128  # bytes that NumPy's header of a three-dimensional array tak
 
 TABLES = (DESCRIPTION, REGIONS, TEST_B)  # the files that speak of all rasters
 
-NOT_READABLE = (OSError, KeyError, TypeError, ValueError, csv.Error)  # what a damaged table raises
+NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+NOT_READABLE = (KeyError, TypeError, ValueError, csv.Error)  # what a damaged table raises
 
 
 class Region(NamedTuple):
@@ -249,7 +251,7 @@ def is_patch(region: Region, row: int, col: int) -> bool:
 
 def region_name(raster: str, split: str) -> str:
     """Give what the part of a raster that belongs to a split is called."""
-    return f"{Path(raster).with_suffix('').as_posix()}.{split}"
+    return f"{os.path.splitext(raster)[0]}.{split}"
 
 
 def array_file(region: str) -> str:
@@ -322,7 +324,8 @@ def has_jpegs(root: str | Path) -> bool:
 def is_array(file: str | Path, rows: int, cols: int, settings: Mapping[str, Any]) -> bool:
     """Whether a file is what write_array makes of the array that so many windows cover.
 
-    By its size and its header: with another one it is read as other pixels.
+    By its size and its header: with another one it is read as other pixels. OSError if it may not
+    be read.
     """
     try:
         status = os.stat(file)
@@ -330,8 +333,10 @@ def is_array(file: str | Path, rows: int, cols: int, settings: Mapping[str, Any]
             return False
         with open(file, "rb", buffering=0) as opened:
             return opened.read(ARRAY_HEADER) == _array_header(*array_shape(rows, cols, settings))
-    except FileNotFoundError:
-        return False
+    except OSError as error:
+        if error.errno in NOT_THERE:
+            return False
+        raise
 
 
 @lru_cache(maxsize=64)
@@ -398,8 +403,8 @@ def load_description(root: str | Path) -> Description:
         raise _damaged(file, "no description of a set") from None
     if type(its_format) is not int or its_format not in FORMATS:
         raise InputError(
-            f"{printable(file)}: patch set of format {printable(its_format)}, this version has"
-            f" {' and '.join(map(str, FORMATS))};"
+            f"{printable(file)}: patch set of format {printable(str(its_format)[:40])}, this"
+            f" version has {' and '.join(map(str, FORMATS))};"
             " delete the set and make it anew with preprocessing.py"
         )
     checked = _check_description(content)
@@ -503,8 +508,9 @@ def _are_counts(value: object) -> bool:
 
 def _damaged(file: Path, why: str) -> InputError:
     return InputError(
-        f"{printable(file)}: damaged, or not written by preprocessing.py ({why});"
-        " delete this file and run preprocessing.py again"
+        f"{printable(file)}: damaged, or not written by preprocessing.py ({why}); move it away"
+        " and run preprocessing.py again as before, with the same --seed and --test-b, it makes"
+        " this file alone anew"
     )
 
 
@@ -516,13 +522,14 @@ def load_regions(
     its_format: of the set; None takes the table's word for it.
     """
     file = Path(root, REGIONS)
+    where = printable(file)
     # One object for equal values: a third of the memory of hundreds of thousands of rows.
     shared: dict[tuple[type, Any], Any] = {}
     arrays = set()  # of all splits: no array may be in two of them
     names = set()
 
     def keep(row: Mapping[str, str]) -> Region | None:
-        region = _region_of(row, file, its_format)
+        region = _region_of(row, where, its_format)
         if region.file in arrays or region.region in names:
             raise ValueError("a region or its file stands above")
         arrays.add(region.file)
@@ -535,8 +542,11 @@ def load_regions(
     return [region for region in _read_table(file, columns, keep) if region is not None]
 
 
-def _region_of(row: Mapping[str, str], file: Path, its_format: int | None) -> Region:
-    """A row of regions.csv. ValueError or InputError if it contradicts itself or leads outside."""
+def _region_of(row: Mapping[str, str], where: str, its_format: int | None) -> Region:
+    """A row of regions.csv. ValueError or InputError if it contradicts itself or leads outside.
+
+    where: the file, for what is said.
+    """
     values: dict[str, Any] = {
         column: _whole_number(row, column) if column in NUMBERS else row[column]
         for column in COLUMNS
@@ -550,16 +560,16 @@ def _region_of(row: Mapping[str, str], file: Path, its_format: int | None) -> Re
     _check_place(region)
     if region.split not in ("train", "val", "test"):
         raise ValueError(f"no split is called {printable(region.split[:40])}")
-    cities.check_name(region.city, f"{printable(file)}: city")
-    cities.check_name(region.site, f"{printable(file)}: site")
-    cities.check_path(region.raster, f"{printable(file)}: raster")
-    # What is named after something that was checked needs no check; it may be a little longer.
+    cities.check_name(region.city, f"{where}: city")
+    cities.check_name(region.site, f"{where}: site")
+    cities.check_path(region.raster, f"{where}: raster")
+    if not region.raster.startswith(f"{region.city}/"):
+        raise ValueError("its raster is none of its city")
+    # Exchanged names would show one city's patches as another's.
     if region.region != region_name(region.raster, region.split):
-        cities.check_path(region.region, f"{printable(file)}: region")
+        raise ValueError("its region is not called after its raster and split")
     if region.file != array_file(region.region):
-        cities.check_path(region.file, f"{printable(file)}: file")
-    if not all(path.startswith(f"{region.city}/") for path in (region.region, region.raster)):
-        raise ValueError("its region or its raster is none of its city")
+        raise ValueError("its file is not called after its region")
     return region
 
 
@@ -652,7 +662,8 @@ def _read_table(
 ) -> Iterator[Parsed]:
     """What parse makes of each row, {column: text}; its ValueErrors get the number of the line.
 
-    Other columns may follow. InputError if the file cannot be read.
+    Other columns may follow. InputError if the file is not there or damaged, OSError if the system
+    refuses it.
     """
     try:
         with open(file, newline="", encoding="utf-8") as lines:
@@ -668,7 +679,7 @@ def _read_table(
                     yield parse(row)
                 except ValueError as error:
                     raise ValueError(f"line {rows.line_num}: {error}") from None
-    except NOT_READABLE as error:
+    except (FileNotFoundError, *NOT_READABLE) as error:
         raise _cannot_be_read(file, error) from None
 
 

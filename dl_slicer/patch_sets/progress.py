@@ -19,7 +19,7 @@ def find_finished(request: Request, jobs: Iterable[Job]) -> dict[str, list[Regio
     """{raster: its regions} of the jobs whose result is there and still holds.
 
     It holds where the raster, its role and the settings are the same, and all files have their
-    size. InputError if the settings are others: sets are not mixed.
+    size, arrays also their header. InputError if the settings are others: sets are not mixed.
     """
     finished = {}
     for job in jobs:
@@ -50,8 +50,7 @@ def _files_are_complete(request: Request, regions: Iterable[Region]) -> bool:
 def _arrays_are_complete(request: Request, regions: Iterable[Region]) -> bool:
     try:
         return all(
-            os.path.getsize(request.out / region.file)
-            == on_disk.array_bytes(region.rows, region.cols, request.settings)
+            on_disk.is_array(request.out / region.file, region.rows, region.cols, request.settings)
             for region in regions
             if on_disk.count_patches(region)
         )
@@ -101,7 +100,7 @@ def leave_out_obstructed(
     free = []
     for job in jobs:
         file = _file_of_others(request, job, listing)
-        if file is None:
+        if file is None or _was_written_meanwhile(request, job, file):
             free.append(job)
         else:
             faults[job.raster] = (
@@ -123,6 +122,14 @@ def _file_of_others(request: Request, job: Job, listing: Listing) -> str | None:
         if name not in listing and os.path.lexists(path) and os.path.getsize(path):
             return name
     return None
+
+
+def _was_written_meanwhile(request: Request, job: Job, file: str) -> bool:
+    """Whether another process has begun the same raster since the records were read."""
+    record = records.load(request.out, job.raster)
+    if record is None:
+        return False
+    return file in Listing([record], records.has_jpegs_of(request.out, record))
 
 
 def _names_of(request: Request, job: Job) -> Iterator[str]:

@@ -25,9 +25,6 @@ KEPT_BYTES = 64 * 2**20
 # version of Pillow. More: the raster has changed.
 SAME_PICTURE = 4
 
-# Folders in a folder of JPEGs that are no cities: what systems put into archives and disks.
-NO_CITIES = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
-
 Indices = Sequence[int] | np.ndarray  # the numbers of patches in their split
 
 
@@ -162,8 +159,8 @@ class ArrayPatches:
             file = f"{self.root}/{region.file}"
             if not on_disk.is_array(file, region.rows, region.cols, self.settings):
                 raise InputError(
-                    f"{printable(file)}: missing or not whole; delete it if it is there, and"
-                    " run preprocessing.py again, it makes only what is missing"
+                    f"{printable(file)}: missing or not whole; run preprocessing.py again, it"
+                    " makes only what is missing"
                 )
 
     def _check_counts(self) -> None:
@@ -367,7 +364,7 @@ def _city_folders(folder: Path) -> list[str]:
     return [
         path.name
         for path in folder.iterdir()
-        if path.is_dir() and path.name[0] != "." and path.name not in NO_CITIES
+        if path.is_dir() and not image_files.is_passed_over(path.name)
     ]
 
 

@@ -209,11 +209,12 @@ def has_jpegs(out: Path) -> bool:
     """Whether a patch set of ours also holds its patches as JPEGs."""
     if not any((out / split).is_dir() for split in on_disk.SPLITS):
         return False
-    firsts = (
-        next(on_disk.each_window([region]), None)
-        for record in load_all(out)
-        for region in record.regions
-    )
+    return any(has_jpegs_of(out, record) for record in load_all(out))
+
+
+def has_jpegs_of(out: Path, record: Record) -> bool:
+    """Whether patches of a raster lie there as JPEGs, be it not all of them."""
+    firsts = (next(on_disk.each_window([region]), None) for region in record.regions)
     return any(
         os.path.exists(on_disk.jpeg_file(out, window[0].split, window))
         for window in firsts

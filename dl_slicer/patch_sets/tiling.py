@@ -13,7 +13,8 @@ from dataclasses import replace
 from functools import partial
 from multiprocessing.sharedctypes import Synchronized
 from operator import itemgetter
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -24,7 +25,7 @@ from dl_slicer.cli import InputError, printable
 from dl_slicer.files import atomic, locked
 from dl_slicer.patch_sets import gaps, on_disk, progress, rasters, records, strips
 from dl_slicer.patch_sets.image_files import UnreadableImage
-from dl_slicer.patch_sets.jobs import Job, Request
+from dl_slicer.patch_sets.jobs import Job, Request, stamp_of
 from dl_slicer.patch_sets.on_disk import Region
 from dl_slicer.patch_sets.rasters import Raster
 
@@ -36,7 +37,7 @@ JPEG_BYTES_A_PIXEL = 0.6  # at that quality, on the generous side, for the estim
 
 BAR_SECONDS = 0.5  # after which the bar moves, also where no raster is done
 
-Done = MutableMapping[str, Sequence[Region]]  # {raster: its regions}
+Done = MutableMapping[str, Any]  # {raster: its regions, or its plan}
 Faults = MutableMapping[str, str]  # {raster: what is wrong with it, and what to do}
 
 
@@ -52,19 +53,37 @@ def plan_regions(
     raster may be seen in its pixels alone, so that several processes look.
     """
     known = {job.raster: _planned_before(request, job) for job in jobs}
-    to_plan = [job for job in jobs if not known[job.raster]]
-    regions: dict[str, Sequence[Region]] = {raster: each for raster, each in known.items() if each}
+    plans = {raster: Plan(regions) for raster, regions in known.items() if regions}
+    to_plan = [job for job in jobs if job.raster not in plans]
     if workers > 1 and not all(_is_quick(request, job) for job in to_plan):
-        tile_all(to_plan, partial(plan_raster, request), workers, regions, faults)
+        tile_all(to_plan, partial(plan_raster, request), workers, plans, faults)
     else:
         for job in to_plan:
             try:
-                regions[job.raster] = plan_raster(request, job)
+                plans[job.raster] = plan_raster(request, job)
             except UnreadableImage as error:
                 faults[job.raster] = str(error)
-    return [
-        replace(job, regions=tuple(regions[job.raster])) for job in jobs if job.raster in regions
-    ]
+    _say_remarks(plans)
+    return [replace(job, regions=plans[job.raster].regions) for job in jobs if job.raster in plans]
+
+
+class Plan(NamedTuple):
+    """What is to be made of a raster."""
+
+    regions: tuple[Region, ...]
+    remarks: tuple[str, ...] = ()  # what a user should know of it
+
+
+def _say_remarks(plans: Mapping[str, Plan]) -> None:
+    """Say each remark once, with the number of rasters and the first of them."""
+    rasters_of: dict[str, list[str]] = defaultdict(list)
+    for raster, plan in plans.items():
+        for remark in plan.remarks:
+            rasters_of[remark].append(raster)
+    for remark, found in rasters_of.items():
+        first = f"the first is {printable(min(found))}"
+        noun = "raster" if len(found) == 1 else "rasters"
+        print(f"{len(found)} {noun}: {remark}; {first}", flush=True)
 
 
 def _is_quick(request: Request, job: Job) -> bool:
@@ -82,12 +101,15 @@ def _planned_before(request: Request, job: Job) -> tuple[Region, ...]:
     return tuple(record.regions[: len(job.splits)])
 
 
-def plan_raster(request: Request, job: Job) -> tuple[Region, ...]:
-    """Give the regions of one raster. UnreadableImage if it cannot be cut."""
+def plan_raster(request: Request, job: Job) -> Plan:
+    """Give the regions of one raster, and what is to be said of it.
+
+    UnreadableImage if it cannot be cut.
+    """
     with rasters.open_raster(request.raw / job.raster, request.view, request.raw) as raster:
         regions = _regions_of(job, raster, request)
         if all(region.rows and region.cols for region in regions):
-            return regions
+            return Plan(regions, tuple(raster.remarks))
         size = request.settings["patch_size"]
         resolution = request.view.ground_resolution
         seen = f" of {resolution:g} m" if resolution else ""
@@ -185,35 +207,28 @@ def tile_raster(request: Request, job: Job) -> Sequence[Region]:
     """Cut one raster into arrays (and JPEGs). Returns its regions.
 
     They are also written into the raster's record, which vouches for the rest once it is finished.
+    UnreadableImage if the raster cannot be used, or has changed since it was found.
     """
-    with rasters.open_raster(request.raw / job.raster, request.view, request.raw) as raster:
+    file = request.raw / job.raster
+    with rasters.open_raster(file, request.view, request.raw) as raster:
         raster.whole()  # one that Pillow cannot read is refused before anything is written
+        _refuse_changed(file, job)
         begun = records.begin(request, job)
-        regions = tuple(_look_at(raster, region, request) for region in job.regions)
-        for region in regions:
-            if on_disk.count_patches(region):
-                _write_array(request, raster, region)
-                if request.jpegs:
-                    _write_jpegs(request, raster, region)
+        regions = tuple(_write_array(request, raster, region) for region in job.regions)
+        for region in regions if request.jpegs else ():
+            _write_jpegs(request, raster, region)
+    _refuse_changed(file, job)  # a large one takes minutes
     records.finish(request, replace(job, regions=regions), begun)
     return regions
 
 
-def _look_at(raster: Raster, region: Region, request: Request) -> Region:
-    """Give a region with what only its pixels tell: its stretch, and its windows without data."""
-    if raster.has_gaps:
-        settings = {**request.settings, "max_nodata": request.max_nodata}
-        numbers = gaps.find_windows(
-            raster, (region.x, region.y), region.rows, region.cols, settings
-        )
-        region = region._replace(without_data=gaps.as_text(numbers))
-    stretch = request.view.stretch
-    if stretch == "auto":
-        # Of what this region covers alone: a range is something that is learnt of pixels.
-        stretch = raster.range_of(*_covered_box(region, request.settings))
-    if stretch is not None:
-        region = region._replace(stretch=f"{float(stretch[0])!r} {float(stretch[1])!r}")
-    return region
+def _refuse_changed(file: Path, job: Job) -> None:
+    """UnreadableImage if a raster is no longer what it was planned as.
+
+    Beyond the edges of a smaller one all would be black.
+    """
+    if stamp_of(file.stat()) != job.stamp:
+        raise UnreadableImage("has changed since it was found; wait until it is whole")
 
 
 def _covered_box(region: Region, settings: Mapping[str, Any]) -> strips.Box:
@@ -224,14 +239,43 @@ def _covered_box(region: Region, settings: Mapping[str, Any]) -> strips.Box:
     return (region.x, region.y, *on_disk.covered_size(region.rows, region.cols, settings))
 
 
-def _write_array(request: Request, raster: Raster, region: Region) -> None:
-    box = _covered_box(region, request.settings)
-    height, width = on_disk.array_shape(region.rows, region.cols, request.settings)
-    stretch = on_disk.stretch_of(region)
-    with atomic(request.out / region.file, sync=False) as file:
-        parts = strips.resized(raster, box, (width, height), stretch)
-        pixels_a_row = box[2] * box[3] / height
-        on_disk.write_strips(file, (height, width), _counted(parts, pixels_a_row))
+def _write_array(request: Request, raster: Raster, region: Region) -> Region:
+    """Write a region's array. Give the region with what only its pixels tell.
+
+    That is its stretch, and its windows without data; if none has data, nothing is written.
+    """
+    settings = request.settings
+    box = _covered_box(region, settings)
+    height, width = on_disk.array_shape(region.rows, region.cols, settings)
+    region = _with_stretch(raster, region, request)
+    watched = gaps.Watched(raster, box, region.rows, region.cols, settings)
+    source = watched if raster.has_gaps else raster
+    try:
+        with atomic(request.out / region.file, sync=False) as file:
+            parts = strips.resized(source, box, (width, height), on_disk.stretch_of(region))
+            pixels_a_row = box[2] * box[3] / height
+            on_disk.write_strips(file, (height, width), _counted(parts, pixels_a_row))
+            left_out = watched.without_data(request.max_nodata)
+            region = region._replace(without_data=gaps.as_text(left_out))
+            if not on_disk.count_patches(region):
+                raise _WithoutDataError
+    except _WithoutDataError:
+        (request.out / region.file).unlink(missing_ok=True)  # of an earlier run
+    return region
+
+
+class _WithoutDataError(Exception):
+    """An array that was written in vain."""
+
+
+def _with_stretch(raster: Raster, region: Region, request: Request) -> Region:
+    stretch = request.view.stretch
+    if stretch == "auto":
+        # Of what this region covers alone: a range is something that is learnt of pixels.
+        stretch = raster.range_of(*_covered_box(region, request.settings))
+    if stretch is None:
+        return region
+    return region._replace(stretch=f"{float(stretch[0])!r} {float(stretch[1])!r}")
 
 
 def _counted(parts: Iterable[np.ndarray], pixels_a_row: float) -> Iterator[np.ndarray]:
@@ -303,7 +347,7 @@ def tile(request: Request, jobs: Sequence[Job], workers: int, done: Done, faults
 
 def tile_all(
     jobs: Sequence[Job],
-    work: Callable[[Job], Sequence[Region]],
+    work: Callable[[Job], Any],
     workers: int,
     done: Done,
     faults: Faults,

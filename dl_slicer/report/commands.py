@@ -56,7 +56,7 @@ def _preprocessing(data: str, patch_set: PatchSet, used: Training | Metrics) -> 
     for flag, value in flags.items():
         if value is not None:
             words += [flag, str(value)]
-    return words
+    return [*words, *patch_set.seen]
 
 
 def _training_flags(training: Training) -> Command:

@@ -163,6 +163,7 @@ class PatchSet:
     cities: int
     train: int
     val: int
+    seen: tuple[str, ...] = ()  # the flags that say how georeferenced rasters were seen
 
 
 @dataclass(frozen=True)

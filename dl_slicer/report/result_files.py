@@ -282,6 +282,23 @@ def _training(found: dict) -> Training:
     )
 
 
+VIEW = ("ground_resolution", "bands", "stretch", "crs", "max_nodata")
+USUAL_MAX_NODATA = 0.05
+
+
+def _flags_of_view(found: dict) -> tuple[str, ...]:
+    """How rasters were seen, as flags of preprocessing.py; none of what is usual."""
+    words = []
+    for key in VIEW:
+        value = found.get(key)
+        if value is None or (key == "max_nodata" and value == USUAL_MAX_NODATA):
+            continue
+        parts = value if isinstance(value, list) else [value]
+        words.append(f"--{key.replace('_', '-')}")
+        words += [part if isinstance(part, str) else f"{_number(part):.15g}" for part in parts]
+    return tuple(words)
+
+
 def _patch_set(found: dict) -> PatchSet:
     counts = _mapping(found.get("counts", {}))
 
@@ -299,6 +316,7 @@ def _patch_set(found: dict) -> PatchSet:
         cities=len(found["classes"]),
         train=patches("train"),
         val=patches("val"),
+        seen=_flags_of_view(found),
     )
 
 

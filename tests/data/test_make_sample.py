@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -241,7 +242,7 @@ def test_two_at_once_into_one_folder(tmp_path):
     finish(first)
     wait_until_none_is_alive(first.pid)
     # A killed one stands in nobody's way, and what it was just writing goes.
-    half = tmp_path / make_sample.NAMES[0] / "site01" / ".123-0123abcd.tmp"
+    half = tmp_path / make_sample.NAMES[0] / "site01" / f".123-{zlib.crc32(b'2020.jpg'):08x}.tmp"
     strangers = half.with_name(".mine-01234567.tmp")
     for file in (half, strangers):
         file.write_text("half a raster")

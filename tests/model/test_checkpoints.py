@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,8 @@ from weight_files import (
 import test_classification
 from dl_slicer.cli import InputError
 from dl_slicer.model import checkpoints
+from dl_slicer.patch_sets.on_disk import AS_THEY_ARE
+from dl_slicer.patch_sets.rasters import View
 
 PUBLISHED = ("resnet18", "resnet34", "resnet50", "resnet101")
 
@@ -153,6 +156,11 @@ def test_numbers_that_are_none(tmp_path, resnet18):
         ("patch_size", [0, "480", 10**20]),
         ("stride", [-1, [240]]),
         ("epoch", ["3", -1, 2.5]),
+        ("ground_resolution", [0, -1.0, "0.4", True, float("nan"), float("inf"), [0.4]]),
+        ("metres_a_pixel", [0.0, "0.4", float("nan")]),
+        ("bands", [[], [1, 2], ["1"], [0], 3, (1, 2, 3), "4 1 2"]),
+        ("stretch", ["none", [0], [9, 3], [0, float("inf")], (0, 255), 7]),
+        ("max_nodata", [None, -0.1, 1.1, "0.05", True]),
         ("optimizer", [None, 3]),
         ("metrics", [[]]),
         ("args", [["--seed"]]),
@@ -163,6 +171,76 @@ def test_fields_that_cannot_be_right(tmp_path, key, values):
         assert f"damaged: its {key} cannot be right for resnet18 with 3 outputs" in refusal(
             checkpoints.load_checkpoint, saved(tmp_path / "a.pth", tiny_checkpoint(**{key: value}))
         )
+
+
+# ---------------------------------------------------------------------------- how rasters were seen
+
+
+def check_sizes(seen=None, size=480, metres=None, view=AS_THEY_ARE, **trained):
+    """checkpoints.check_sizes of a patch set and a checkpoint that say this; seen: a stretch."""
+    patch_set = types.SimpleNamespace(
+        patch_size=size,
+        stride=240,
+        metres_a_pixel=metres,
+        view=view and replace(view, stretch=seen),
+    )
+    checkpoint = checkpoints.Checkpoint({}, None, patch_size=480, stride=240)
+    checkpoints.check_sizes(patch_set, replace(checkpoint, **trained), "set", "best.pth")
+
+
+@pytest.mark.parametrize(
+    "fits",
+    [
+        {},
+        {"view": None, "bands": [4, 1, 2], "stretch": "auto"},  # a folder of JPEGs
+        {"metres": 0.417},  # of training nothing is known
+        {"metres_a_pixel": 0.417, "ground_resolution": 0.417},
+        {"metres": 0.417, "metres_a_pixel": 0.42},
+        {"metres": 0.3, "size": 667, "metres_a_pixel": 0.417},  # as wide on the ground
+        {"bands": [1, 2, 3]},  # those that are read anyway
+        {"view": View(bands=(4, 1, 2)), "bands": [4, 1, 2]},
+    ],
+)
+def test_patches_that_show_as_much_of_the_world_fit(fits, capsys):
+    check_sizes(**fits)
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "differs, said",
+    [
+        ({"size": 333}, "are 333 pixels of the raster wide, best.pth was trained on 480;"),
+        (
+            {"metres": 0.6, "metres_a_pixel": 0.417},
+            "set: its patches are 288 m wide, best.pth was trained on 200.2 m; make a set with"
+            " preprocessing.py --patch-size 480 --ground-resolution 0.417",
+        ),
+        ({"metres": 0.3, "metres_a_pixel": 0.417}, "are 144 m wide"),
+        ({"size": 667, "metres": 0.417, "metres_a_pixel": 0.417}, "are 278.1 m wide"),
+        (
+            {"view": View(bands=(4, 1, 2))},
+            "are made of bands 4 1 2, best.pth was trained on 1 2 3; make a set with"
+            " preprocessing.py --bands 1 2 3",
+        ),
+        ({"bands": [1]}, "made of bands 1 2 3, best.pth was trained on 1; "),
+    ],
+)
+def test_patches_that_show_another_world_are_refused(differs, said):
+    with pytest.raises(InputError) as caught:
+        check_sizes(**differs)
+    assert said in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_another_stretch_is_said(capsys):
+    """It may suit other rasters, of other bits."""
+    check_sizes(seen=(0, 2047))
+    check_sizes(stretch="auto")
+    check_sizes(seen=(0, 255), stretch=[0, 255])
+    assert capsys.readouterr().out.splitlines() == [
+        "set: its values became grey levels by --stretch 0 2047, in training as they are",
+        "set: its values became grey levels as they are, in training by --stretch auto",
+    ]
 
 
 # ---------------------------------------------------------------------------------------- --weights

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import shutil
+import zlib
 from collections import Counter
 from contextlib import suppress
 from functools import partial
@@ -258,6 +259,9 @@ def test_what_a_process_killed_while_completing_left_is_removed(preprocess, tmp_
     make_raw(tmp_path / "raw")
     out = preprocess()
     expected = files(out)
-    (out / ".123-0a1b2c3d.tmp").write_bytes(b"region,row")
+    (out / f".123-{zlib.crc32(b'regions.csv'):08x}.tmp").write_bytes(b"region,row")
     preprocess()
     assert files(out) == expected
+    (out / ".123-0a1b2c3d.tmp").write_bytes(b"of a file that is none of ours")
+    preprocess()
+    assert files(out).keys() == expected.keys() | {".123-0a1b2c3d.tmp"}

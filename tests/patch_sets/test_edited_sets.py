@@ -61,7 +61,7 @@ COUNTS = {
 }
 SIZES = [0, -48, "48", 48.0, None, True, [48], 10**20, float("inf"), float("nan")]
 WRONG_VALUES = {
-    "format": ["1", True, 1.0, None, 2, [1], {}],
+    "format": ["1", True, 1.0, None, 2, [1], {}, "x" * 1000],
     "patch_size": [*SIZES, 47],
     "stride": [*SIZES, 24.5, 7],
     "image_size": [*SIZES, 4097, 33],
@@ -242,6 +242,26 @@ def test_a_wrong_table_of_regions_is_refused(copy, change):
     refusal(copy)
 
 
+def exchange(column, splits=("test", "test")):
+    """Exchange a column's fields of the first and the last region of these splits."""
+
+    def change(rows):
+        number = rows[0].index(column)
+        first = next(row for row in rows[1:] if row[1] == splits[0])
+        last = next(row for row in reversed(rows[1:]) if row[1] == splits[1])
+        first[number], last[number] = last[number], first[number]
+
+    return change
+
+
+@pytest.mark.parametrize("column", ["region", "raster", "file"])
+@pytest.mark.parametrize("splits", [("test", "test"), ("test", "val"), ("train", "train")])
+def test_two_regions_with_exchanged_fields_are_refused(copy, column, splits):
+    """Whatever is exchanged has the right size, and is a field of its own in the table."""
+    edit_table(copy / "regions.csv", exchange(column, splits))
+    refusal(copy)
+
+
 def test_columns_may_follow(copy):
     def add(rows):
         for row in rows:
@@ -399,6 +419,11 @@ def put_in_place(make):
     return change
 
 
+def in_place_of_folder(folder):
+    shutil.rmtree(folder)
+    folder.write_text("")
+
+
 WRONG_ARRAYS = {
     "objects": with_its_size(lambda file, a: save(file, np.array([{}, a.tolist()], object))),
     "turned": with_its_size(lambda file, a: save(file, a.transpose(1, 0, 2).copy())),
@@ -411,25 +436,27 @@ WRONG_ARRAYS = {
     "empty": lambda file: os.truncate(file, 0),
     "a folder": put_in_place(os.mkdir),
     "a pipe": put_in_place(os.mkfifo),
+    "a link to itself": put_in_place(lambda file: file.symlink_to(file)),
+    "a folder that is a file": lambda file: in_place_of_folder(file.parent),
 }
 
 
 @pytest.mark.parametrize("name", WRONG_ARRAYS)
 def test_a_wrong_array_is_refused(copy, name):
     WRONG_ARRAYS[name](copy / "arrays" / "Bb (BBB)" / "site2" / "2020.test.npy")
-    assert "2020.test.npy: missing or not whole; delete it" in refusal(copy)
+    assert "2020.test.npy: missing or not whole; run" in refusal(copy)
 
 
 # ------------------------------------------------------------------------------- names
 
 
 def rename_city(folder, name):
-    """The first city gets another name in all files; its arrays stay where they are."""
+    """The first city gets another name in all files."""
     edit_description(folder, classes=[name, *CITIES[1:]], counts=None)
 
     def change(rows):
         for row in rows[1:]:
-            row[:] = [field.replace(CITIES[0], name) for field in row[:-1]] + row[-1:]
+            row[:] = [field.replace(CITIES[0], name) for field in row]
 
     for table in ("regions.csv", "test_b.csv"):
         edit_table(folder / table, change)
@@ -443,6 +470,7 @@ def test_a_city_is_one_name(copy, name):
 
 def test_a_city_of_the_longest_name_is_read(copy):
     rename_city(copy, "é" * 100)
+    (copy / "arrays" / CITIES[0]).rename(copy / "arrays" / ("é" * 100))
     assert len(reading.open_split(copy, "test_b")) == 60
 
 

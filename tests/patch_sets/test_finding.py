@@ -51,6 +51,9 @@ def test_same_names_survive_and_what_is_no_raster_is_passed_over(preprocess, tmp
     (raw / ".cache" / "site" / "x.png").write_text("no image")
     (raw / "__MACOSX" / "A").mkdir(parents=True)
     (raw / "__MACOSX" / "A" / "._2020.png").write_text("no image")
+    for folder in (raw / "lost+found" / "x", raw / "A" / "@eaDir", site / "@eaDir" / "2020.png"):
+        folder.mkdir(parents=True)
+        picture(150, 110).save(folder / "large_enough.png")
     (raw / "B (empty)").mkdir()
     (raw / "README.md").write_text("")
     out = preprocess("--jpegs")
@@ -213,6 +216,36 @@ def test_fewer_than_two_cities_and_the_level_that_fits(preprocess, tmp_path):
         "at least two are needed; expected <City (CODE)>/<site>/<raster>.jpg in it"
     )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("twins", [("Aa", "aA"), ("\xe9", "e\u0301"), ("Stra\xdfe", "STRASSE")])
+def test_names_that_some_systems_take_for_the_same(preprocess, tmp_path, twins):
+    raw = make_raw(tmp_path / "raw", cities=twins)
+    (line,) = refused(preprocess, "has the same name as")
+    assert ascii(twins[0]) in line
+    assert ascii(twins[1]) in line
+    shutil.rmtree(raw)
+    make_raw(raw)
+    for name in twins:
+        picture(150, 110).save(raw / "Aa (AAA)" / "site1" / f"{name}.png")
+    assert len(refused(preprocess, "would get the same name as")) == 1
+
+
+def test_a_city_or_a_site_as_the_raw_folder_and_the_level_that_fits(
+    preprocess, tmp_path, monkeypatch
+):
+    raw = make_raw(tmp_path / "raw")
+    for folder in ("Aa (AAA)", "Aa (AAA)/site1"):
+        (line,) = refused(partial(preprocess, raw=raw / folder), "one of the cities or sites")
+        assert line.endswith(f"--raw {raw}")
+    monkeypatch.chdir(raw / "Aa (AAA)" / "site1")
+    (line,) = refused(partial(preprocess, raw="."), "the first is 2020.png")
+    assert line.endswith(f"--raw {raw}")
+    # Above a lonely city there is nothing that fits: what is expected is said of each raster.
+    make_raw(tmp_path / "a" / "b", cities=["Aa (AAA)"], sites=2)
+    lines = refused(partial(preprocess, raw=tmp_path / "a" / "b" / "Aa (AAA)"))
+    assert len(lines) == 2
+    assert all("a raster must lie in a site's folder" in line for line in lines)
 
 
 def test_links_pipes_and_folders_of_odd_names(preprocess, tmp_path):

@@ -92,7 +92,6 @@ def test_strips_change_nothing(preprocess, tmp_path, monkeypatch, pixels):
         whole = arrays(preprocess(*flags, out=tmp_path / f"whole{len(flags)}"))
         with monkeypatch.context() as patch:
             patch.setattr(strips, "STRIP_PIXELS", pixels)
-            patch.setattr(gaps, "MASK_PIXELS", pixels)
             assert arrays(preprocess(*flags, out=tmp_path / f"strips{len(flags)}")) == whole
 
 
@@ -378,7 +377,37 @@ def test_a_raster_without_any_data_is_said(preprocess, with_gaps, capsys):
         assert not changed_by(out, lambda f=flags, o=out: preprocess(*f, out=o))
 
 
+def test_cities_without_any_data(preprocess, tmp_path, capsys):
+    raw = make_geotiffs(tmp_path / "raw", cities=("Aa (AAA)", "Bb (BBB)", "Cc (CCC)"), sites=2)
+    nothing = np.ones((110, 150), bool)
+    for site in ("site1", "site2"):
+        give_gaps(raw / CITY / site / "2020.tif", nothing)
+    out = preprocess()
+    assert f"no data: {CITY} has no patch at all and is no class" in capsys.readouterr().out
+    assert description(out)["classes"] == ["Bb (BBB)", "Cc (CCC)"]
+    assert reading.open_split(out, "test").labels.tolist() == [0] * 6 + [1] * 6
+    for site in ("site1", "site2"):
+        give_gaps(raw / "Bb (BBB)" / site / "2020.tif", nothing)
+    refused(preprocess, "fewer than two cities have windows with enough data, and two are needed")
+
+
 # ------------------------------------------------------------------------------- planning
+
+
+def test_what_is_odd_of_rasters_is_said_once(preprocess, tmp_path, capsys):
+    """NAIP calls its near infrared alpha."""
+    raw = make_geotiffs(tmp_path / "raw")
+    for site in ("site1", "site2"):
+        bands = np.asarray(picture(150, 110))
+        bands = np.dstack([bands, bands[:, :, 0]])
+        options = {"photometric": "RGB", "alpha": "YES"}
+        write_geotiff(raw / CITY / site / "2020.tif", bands, **options)
+    out = preprocess()
+    said = [line for line in capsys.readouterr().out.splitlines() if "alpha" in line]
+    assert len(said) == 1
+    assert said[0].startswith("2 rasters: band 4 is marked as alpha and has other values")
+    assert said[0].endswith(f"; the first is {CITY}/site1/2020.tif")
+    assert regions_of(out)[f"{CITY}/site1/2020.train"].without_data == ""
 
 
 def test_what_was_planned_is_remembered(preprocess, tmp_path, monkeypatch):

@@ -146,6 +146,16 @@ def test_grey_of_16_bits_in_several_strips(tmp_path):
     assert np.array_equal(np.asarray(image)[:, :, 1], deep >> 8)
 
 
+def test_32_bits_that_are_used_would_be_white(tmp_path):
+    pixels = np.full((600, 20), 65535, np.int32)
+    Image.fromarray(pixels).save(tmp_path / "wide.tif")
+    assert np.asarray(image_files.read_image(tmp_path / "wide.tif")).min() == 255
+    pixels[599, 19] = 65536
+    Image.fromarray(pixels).save(tmp_path / "wide.tif")
+    with pytest.raises(image_files.UnreadableImage, match="larger numbers than 16 bits"):
+        image_files.read_image(tmp_path / "wide.tif")
+
+
 @pytest.mark.parametrize(
     "largest, is_dark", [(255, True), (2047, True), (4095, True), (4096, False)]
 )

@@ -6,11 +6,12 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import files, make_raw, picture
 from preprocessing_runs import SET, changed_by, refused
 
-from dl_slicer.patch_sets import on_disk, records
+from dl_slicer.patch_sets import on_disk, reading, records
 
 
 def test_a_second_run_does_nothing(preprocess, tmp_path):
@@ -19,6 +20,12 @@ def test_a_second_run_does_nothing(preprocess, tmp_path):
     assert changed_by(out, lambda: preprocess("--jpegs")) == set()
     assert changed_by(out, preprocess) == set()  # the JPEGs stay as they are
     assert json.loads((out / "dataset.json").read_text())["jpegs"] is True
+
+
+def turn_over(file):
+    """Have an array of the same size with height and width exchanged."""
+    height, width, _ = np.load(file).shape
+    np.save(file, np.load(file).reshape(width, height, 3))
 
 
 def test_a_second_run_makes_what_is_missing(preprocess, tmp_path):
@@ -34,6 +41,7 @@ def test_a_second_run_makes_what_is_missing(preprocess, tmp_path):
     damages = [
         lambda: (out / "arrays/Aa (AAA)/site1/2020.train.npy").unlink(),
         lambda: os.truncate(out / "arrays/Aa (AAA)/site1/2020.train.npy", 2000),
+        lambda: turn_over(out / "arrays/Aa (AAA)/site1/2020.train.npy"),
         lambda: (out / "train/Aa (AAA)/site1__2020_r01_c01.jpg").unlink(),
         lambda: os.truncate(out / "train/Aa (AAA)/site1__2020_r01_c01.jpg", 0),
         lambda: (out / "arrays/Aa (AAA)/site1/2020.json").write_text('{"settings": 1}'),
@@ -55,8 +63,27 @@ def test_a_second_run_makes_what_is_missing(preprocess, tmp_path):
             for name in changed_by(out, preprocess)
         )
         assert files(out) == expected
-    (out / "regions.csv").write_text("edited")
+    copy.write_bytes(b"")  # as a power cut leaves it
     preprocess()
+    assert files(out) == expected
+
+
+@pytest.mark.parametrize("name", sorted(SET))
+@pytest.mark.parametrize("damage", [b"", b"{", b'{"format": 1}', b"\xff", b"region,row\n"])
+def test_what_is_told_of_a_damaged_table_mends_it_and_loses_nothing(
+    preprocess, tmp_path, name, damage
+):
+    make_raw(tmp_path / "raw")
+    out = preprocess("--seed", 3)
+    expected = files(out)
+    (out / name).write_bytes(damage)
+    (line,) = refused(partial(reading.open_split, out, "test_b"), name)
+    assert "run preprocessing.py again" in line
+    if "move it away" in line:
+        refused(partial(preprocess, "--seed", 3), "move it away")
+        (out / name).rename(tmp_path / "away")
+    changed = changed_by(out, partial(preprocess, "--seed", 3))
+    assert changed <= SET
     assert files(out) == expected
 
 

@@ -8,14 +8,15 @@ import resource
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 from conftest import ROOT, make_raw, picture
 from PIL import Image
 
-from dl_slicer.cli import InputError
-from dl_slicer.patch_sets import on_disk, reading
+from dl_slicer.cli import InputError, run
+from dl_slicer.patch_sets import image_files, on_disk, reading
 
 
 def test_patches_are_slices_in_order(preprocess, tmp_path):
@@ -187,6 +188,18 @@ def test_broken_sets_are_refused(preprocess, tmp_path, name):
     assert str(out) in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["regions.csv", "test_b.csv"])
+def test_a_table_that_the_system_refuses_is_not_called_damaged(preprocess, tmp_path, capsys, name):
+    make_raw(tmp_path / "raw")
+    table = preprocess() / name
+    table.unlink()
+    table.mkdir()
+    with pytest.raises(SystemExit) as caught:
+        run(partial(reading.open_split, tmp_path / "out", "test_b"))
+    assert caught.value.code == 2
+    assert f"{table}: Is a directory; a folder is in the way" in capsys.readouterr().err
+
+
 def test_what_is_no_patch_set(preprocess, tmp_path):
     make_raw(tmp_path / "raw")
     with pytest.raises(InputError, match="no such folder"):
@@ -251,7 +264,7 @@ def test_every_split_of_a_folder_numbers_the_classes_alike(preprocess, tmp_path)
         reading.open_split(jpegs, "test")
 
 
-@pytest.mark.parametrize("name", sorted(reading.NO_CITIES))
+@pytest.mark.parametrize("name", sorted(image_files.SYSTEM_FOLDERS))
 def test_what_a_system_leaves_in_a_folder_of_jpegs_is_no_class(preprocess, tmp_path, name):
     make_raw(tmp_path / "raw")
     jpegs = copy_jpegs(preprocess("--jpegs"), tmp_path / "published")

@@ -119,3 +119,37 @@ def test_one_set_for_both_is_made_once(run):
         "preprocessing.py",
         "train_classification.py",
     ]
+
+
+@pytest.mark.parametrize(
+    ("view", "flags"),
+    [
+        ({}, ""),
+        ({"ground_resolution": None, "bands": None, "max_nodata": 0.05}, ""),
+        (
+            {"ground_resolution": 0.41666, "bands": [4, 1, 2], "stretch": "auto"},
+            "--ground-resolution 0.41666 --bands 4 1 2 --stretch auto",
+        ),
+        (
+            {"stretch": [0.0, 65535.0], "crs": "EPSG:26911", "max_nodata": 0.2},
+            "--stretch 0 65535 --crs EPSG:26911 --max-nodata 0.2",
+        ),
+    ],
+)
+def test_how_the_rasters_of_a_set_were_seen(run, view, flags):
+    data = run / "patches"
+    data.mkdir()
+    counts = {split: {"Aa": 1, "Bb": 1} for split in ("train", "val", "test", "test_b")}
+    sizes = {"patch_size": 480, "stride": 240, "image_size": 224}
+    content = {"raw": "../raw", **sizes, "classes": ["Aa", "Bb"], "counts": counts, **view}
+    (data / "dataset.json").write_text(json.dumps(content))
+    found = json.loads((run / "test_b" / "metrics.json").read_text()) | {"data": str(data)}
+    (run / "test_b" / "metrics.json").write_text(json.dumps(found))
+    (preprocessing,) = (line for line in lines(run) if "preprocessing.py" in line)
+    assert (
+        preprocessing
+        == (
+            f"python preprocessing.py --raw {run}/raw --out {data} --patch-size 480 --stride 240"
+            f" --image-size 224 {flags}"
+        ).rstrip()
+    )
