@@ -14,7 +14,8 @@ Writes, by default into checkpoints/<run>/<split>/:
     contents.json                       these files, which the next call replaces, and the flags
 Diagrams as PDF, too. How each is made is told in dl_slicer/results/.
 With --images instead: which cities are these pictures, rasters or folders like?
-Into checkpoints/<run>/places/.
+Into checkpoints/<run>/places/: places.csv; of each raster of several patches a figure and a page to
+look around in; of each that says where it lies GeoTIFFs and GeoJSON.
 """
 
 from __future__ import annotations

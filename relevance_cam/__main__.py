@@ -9,6 +9,7 @@ r"""Draw what in a patch, or in a whole raster, makes it that city.
 
 Writes, by default into checkpoints/<run>/saliency/: a figure for each patch, a contact sheet for
 each city, patches.csv; and contents.json, which lists them: the next call replaces these alone.
+With --raster: a figure, a page to look around in and, if it says where it lies, a GeoTIFF.
 """
 
 import time

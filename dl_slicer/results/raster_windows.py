@@ -19,6 +19,7 @@ from dl_slicer.patch_sets.rasters import Raster, View
 from relevance_cam.rasters import Batch, Corner, Grid, cut_windows, mean_by_place
 
 PUBLISHED_SIDE = 200  # metres that a patch is wide
+STRIP = 4_000_000  # pixels of the raster that are read at a time
 THUMBNAIL = 3000  # pixels of the longer side of pictures of a whole raster
 
 
@@ -150,9 +151,16 @@ class SeenRaster:
     def _strips(self, bar: tqdm) -> Iterator[np.ndarray]:
         box = (0, 0, self.width, self.height)
         size = (self.grid.width, self.grid.height)
-        for strip in strips.resized_strips(self.raster, box, size, self.grid.step):
+        rows = min(self.grid.step, max(1, round(STRIP / self.width / self.windows.scale)))
+        smaller = SmallerPicture(-(-max(size) // THUMBNAIL))
+        for strip in strips.resized_strips(self.raster, box, size, rows):
             bar.update(self.megapixels * len(strip) / self.grid.height)
             yield strip
+            if max(size) > THUMBNAIL:
+                smaller.add(strip)
+        if max(size) > THUMBNAIL:
+            # Another look at a large raster would take as long as all of this.
+            self.__dict__["picture"] = smaller.finish()
 
     @cached_property
     def picture(self) -> Image.Image:
@@ -165,6 +173,31 @@ class SeenRaster:
         box = (0, 0, picture.width * shares[0], picture.height * shares[1])
         size = (max(1, round(box[2])), max(1, round(box[3])))
         return picture.resize(size, Image.Resampling.BILINEAR, box=box)
+
+
+class SmallerPicture:
+    """A picture made smaller by a whole factor, of strips that come one after the other."""
+
+    def __init__(self, factor: int):
+        self._factor = factor
+        self._waiting: np.ndarray | None = None
+        self._parts: list[np.ndarray] = []
+
+    def add(self, strip: np.ndarray) -> None:
+        """Take further rows, uint8 (h, W, 3)."""
+        rows = strip if self._waiting is None else np.concatenate([self._waiting, strip])
+        whole = len(rows) // self._factor * self._factor
+        self._waiting = rows[whole:].copy()
+        self._reduce(rows[:whole])
+
+    def finish(self) -> Image.Image:
+        """Give the picture."""
+        self._reduce(self._waiting)
+        return Image.fromarray(np.concatenate(self._parts))
+
+    def _reduce(self, rows: np.ndarray) -> None:
+        if len(rows):
+            self._parts.append(np.asarray(Image.fromarray(rows).reduce(self._factor)))
 
 
 @contextmanager

@@ -361,6 +361,20 @@ def test_no_more_rows_are_read_than_a_row_of_windows_needs():
     assert finished == 10_000
 
 
+def test_the_picture_of_a_large_raster_is_made_of_what_the_network_saw(tmp_path, monkeypatch):
+    picture(250, 170).save(tmp_path / "one.png")
+    with look(tmp_path / "one.png") as seen:
+        expected = np.asarray(seen.picture, float)
+    monkeypatch.setattr(raster_windows, "THUMBNAIL", 50)
+    with look(tmp_path / "one.png") as seen, tqdm(disable=True) as bar:
+        list(seen.batches(7, bar))
+        monkeypatch.setattr(seen.raster, "thumbnail", None)
+        found = seen.picture
+    assert found.size == (49, 33)
+    whole = Image.fromarray(expected.astype(np.uint8)).resize(found.size, Image.Resampling.BOX)
+    assert np.abs(np.asarray(found, float) - np.asarray(whole, float)).mean() < 8
+
+
 def test_large_rasters_end_with_the_last_whole_window(tmp_path, monkeypatch):
     """Else their heights could have no common divisor with ours, and strips would be the whole."""
     picture(251, 172).save(tmp_path / "one.png")
