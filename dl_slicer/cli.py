@@ -99,17 +99,19 @@ def run(
         main()
     except InputError as error:
         sys.exit(_refuse(str(error)))
-    except OSError as error:
-        if error.errno not in REFUSALS:
-            raise
-        where = printable(error.filename or "writing an output")
-        what_to_do = REFUSALS[error.errno].format(again=again)
-        if error.errno == errno.EPIPE:
-            _let_go(sys.stdout)  # Python would try it once more at the end
-        sys.exit(_refuse(f"{where}: {error.strerror}; {what_to_do}"))
     except KeyboardInterrupt:
         print(f"interrupted; {interrupted.format(again=again)}", file=sys.stderr)
         sys.exit(1)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in REFUSALS:
+            if error.errno == errno.EPIPE:
+                _let_go(sys.stdout)  # Python would try it once more at the end
+            where = printable(error.filename or "writing an output")
+            what_to_do = REFUSALS[error.errno].format(again=again)
+            sys.exit(_refuse(f"{where}: {error.strerror}; {what_to_do}"))
+        if _has_another_refused():  # this one only lost its connection to that one
+            sys.exit(2)
+        raise
 
 
 def say(line: str) -> None:
@@ -149,12 +151,42 @@ def _let_go(stream: TextIO | None) -> None:
 
 
 def _refuse(message: str) -> int:
-    # Under torchrun all processes of a machine would say the same.
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        return 2
-    for line in message.splitlines():
-        print(f"{program_name()}: {line}", file=sys.stderr)
+    if _is_first_to_refuse():
+        for line in message.splitlines():
+            print(f"{program_name()}: {line}", file=sys.stderr)
     return 2
+
+
+def _is_first_to_refuse() -> bool:
+    """Whether no other process of torchrun on this machine has said why the work ends.
+
+    All may meet the same fault, or one alone.
+    """
+    note = _note_of_a_refusal()
+    if note is None:
+        return os.environ.get("LOCAL_RANK", "0") == "0"
+    try:
+        note.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:  # better said twice than not at all
+        pass
+    return True
+
+
+def _has_another_refused() -> bool:
+    note = _note_of_a_refusal()
+    return note is not None and note.exists()
+
+
+def _note_of_a_refusal() -> Path | None:
+    """A file that torchrun's processes on this machine share; None without torchrun.
+
+    It lies in the folder of this start of theirs, which torchrun removes.
+    """
+    # <folder>/<LOCAL_RANK>/error.json
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    return Path(error_file).parent.parent / "refused" if error_file else None
 
 
 def printable(value: object) -> str:

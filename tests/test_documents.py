@@ -16,6 +16,7 @@ COMMANDS = (
     "preprocessing.py",
     "train_classification.py",
     "test_classification.py",
+    "data/fetch.py",
     "data/make_sample.py",
     "-m relevance_cam",
     "-m dl_slicer.report",

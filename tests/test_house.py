@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "results": {"common", "patch_sets", "model", "results", "relevance_cam"},
     "report": {"report"},  # and three of the common modules
     "relevance_cam": {"relevance_cam"},
-    "data": {"common"},
+    "data": {"common", "patch_sets", "model"},
 }
 REPORT_MAY_IMPORT = {"dl_slicer.cli", "dl_slicer.files", "dl_slicer.cities"}
 LONGEST_FUNCTION = 60
@@ -126,9 +126,10 @@ def modules_after(code):
     return set(done.stdout.splitlines()[-1].split())
 
 
-def test_preprocessing_needs_no_torch():
+@pytest.mark.parametrize("module", ["preprocessing", "dl_slicer.hub.fetching"])
+def test_preprocessing_and_downloads_need_no_torch(module):
     slow = {"torch", "torchvision", "sklearn", "scipy", "matplotlib"}
-    assert not slow & modules_after("import preprocessing")
+    assert not slow & modules_after(f"import {module}")
 
 
 def test_the_library_is_loaded_on_first_use():

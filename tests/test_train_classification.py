@@ -242,14 +242,14 @@ def test_a_run_is_not_mixed_with_another(data, finished, more, said):
 # ------------------------------------------------------------------------------ several processes
 
 
-def torchrun(*command, code=0):
+def torchrun(*command, code=0, processes=2):
     done = subprocess.run(
         [
             sys.executable,
             "-m",
             "torch.distributed.run",
             "--standalone",
-            "--nproc_per_node=2",
+            f"--nproc_per_node={processes}",
             *map(str, command),
         ],
         cwd=ROOT,
@@ -259,7 +259,7 @@ def torchrun(*command, code=0):
         timeout=300,
     )
     assert done.returncode == code, done.stderr
-    return done.stdout
+    return done.stdout if code == 0 else done.stderr
 
 
 def test_two_processes_test_like_one(data, finished, tmp_path):
@@ -333,7 +333,7 @@ asked = []
 
 def stop():
     asked.append(None)
-    return len(asked) == 20
+    return len(asked) == 5
 
 
 signals.catch_signals = lambda: stop
@@ -341,19 +341,38 @@ run(train_classification.main)
 """
 
 
-def test_two_processes_go_on_to_the_same_bits(data, tmp_path):
-    """Saved within epochs, and stopped within the second one, of 15 steps each."""
+def test_three_processes_go_on_to_the_same_bits(data, tmp_path):
+    """Stopped within the epoch, of 16 steps: of three the order of their sum matters, too."""
     script = tmp_path / "stopped.py"
     script.write_text(STOPPED)
-    more = ["--average", "1"]
-    torchrun("train_classification.py", *flags(data, tmp_path / "whole", *more))
+    more = ["--average", "1", "--batch-size", "30", "--epochs", "1"]
+    whole = flags(data, tmp_path / "whole", *more)
+    torchrun("train_classification.py", *whole, processes=3)
     stopped = flags(data, tmp_path / "stopped", *more, "--save-every", "4")
-    torchrun(script, *stopped, code=1)
+    torchrun(script, *stopped, code=1, processes=3)
     last = load(tmp_path / "stopped" / "last.pth")
-    assert (last["epoch"], last["step"]) == (1, 4)
-    torchrun("train_classification.py", *stopped, "--resume")
+    assert (last["epoch"], last["step"]) == (0, 5)
+    torchrun("train_classification.py", *stopped, "--resume", processes=3)
     assert_same(tmp_path / "whole", tmp_path / "stopped")
-    assert load(tmp_path / "whole" / "last.pth")["args"]["processes"] == 2
+    assert load(tmp_path / "whole" / "last.pth")["args"]["processes"] == 3
+
+
+def test_a_fault_that_one_process_meets_is_one_line(tmp_path):
+    """The patch is in the second batch of validation, which the second process computes."""
+    black = Image.new("RGB", (32, 32))
+    for split, count in (("train", 4), ("val", 40)):
+        for city in ("Aa (AAA)", "Bb (BBB)"):
+            folder = tmp_path / "jpegs" / split / city
+            folder.mkdir(parents=True)
+            for number in range(count):
+                black.save(folder / f"2020_{number:02}.jpg")
+    (folder / "2020_39.jpg").write_bytes(b"no picture")
+    command = flags(tmp_path / "jpegs", tmp_path / "run", "--batch-size", "4", "--epochs", "1")
+    said = torchrun("train_classification.py", *command, code=1)
+    (line,) = [line for line in said.splitlines() if line.startswith("train_classification.py: ")]
+    assert "2020_39.jpg" in line
+    assert "RuntimeError" not in said  # of the process that waits for the other one
+    assert said.count("exitcode  : 2") == 2
 
 
 def without_processes(run):
@@ -376,7 +395,7 @@ def test_another_number_of_processes_is_refused(data, finished, tmp_path, monkey
         train_classification.main(flags(data, tmp_path / "run", "--resume"))
 
 
-@pytest.mark.parametrize("config", [None, "{", "[]", '{"processes": "2"}'])
+@pytest.mark.parametrize("config", [None, "{", "[" * 100_000, "[]", '{"processes": "2"}'])
 def test_a_run_of_an_unknown_number_of_processes_goes_on(data, finished, tmp_path, capsys, config):
     run = tmp_path / "run"
     shutil.copytree(finished, run)

@@ -117,8 +117,7 @@ def read_file(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if not path.is_file():
-        reason = "no regular file" if path.exists() else "no such file"
-        raise InputError(f"{printable(path)}: {reason}")
+        raise InputError(f"{printable(path)}: {_why_no_file(path)}")
     content = own_files.read(path, keys=OWN)
     if content is None:
         content = pickles.read(path)
@@ -132,6 +131,17 @@ def read_file(path: str | Path) -> Checkpoint:
         checkpoint = Checkpoint(state, arch, classes)
     check_fields(checkpoint, content if is_own else {}, path)
     return checkpoint
+
+
+def _why_no_file(path: Path) -> str:
+    """Say what is wrong with a path that leads to no file, and what to give instead."""
+    if not path.is_dir():
+        return "no regular file" if path.exists() else "no such file"
+    found = [path / name for name in ("best.pth", "last.pth") if (path / name).is_file()]
+    instead = found or sorted(path.glob("*.pth"))
+    if not instead:
+        return "a folder without a checkpoint in it; give the file, as best.pth of a run"
+    return f"a folder; give a file in it, as {printable(instead[0])}"
 
 
 def _state_in(content: object, path: Path) -> dict[str, Tensor]:

@@ -89,7 +89,9 @@ def _describe(
     }
     if any(len(on_disk.fields_of(region)) > len(on_disk.COLUMNS) for region in regions):
         description["format"] = 2
-    if description["format"] == 2:
+    if description["format"] == 1:  # such sets are to stay as they were, to the byte
+        del description["versions"]["rasterio"]
+    else:
         description |= on_disk.settings_of_view(request.view, request.max_nodata)
         description["allow_overlap"] = False
     return description

@@ -1,6 +1,8 @@
 """GDAL as this project uses it: little memory, no network, nothing beside a file, no messages."""
 
 import logging
+import os
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +17,10 @@ from dl_slicer.patch_sets.image_files import UnreadableImage
 
 # What GDAL says reaches users as one line of ours.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
-logging.getLogger("rasterio").addHandler(logging.NullHandler())
 logging.getLogger("rasterio").propagate = False
+
+# PROJ would fetch grids that a raster's coordinate system needs, where it is set up to.
+os.environ["PROJ_NETWORK"] = "OFF"
 
 SETTINGS = {
     # No overviews, masks and metadata beside a file: they may be links, and name files.
@@ -34,7 +38,28 @@ SETTINGS = {
     "GDAL_MAX_DATASET_POOL_SIZE": 64,
 }
 FAULTS = (RasterioError, CRSError, CPLE_BaseError, OSError)
+_redirecting = threading.Lock()  # one thread at a time puts another file in the place of stderr
+
 DAMAGED = "is damaged or cut off, its pixels cannot be read; replace or delete it"
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Keep libgeotiff's messages from the screen: it writes them past all that GDAL offers."""
+    with _redirecting:
+        try:
+            kept = os.dup(2)
+        except OSError:  # there is no screen
+            yield
+            return
+        try:
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, 2)
+            os.close(nothing)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 @contextmanager
@@ -42,7 +67,8 @@ def opened(path: str, driver: str) -> Iterator[rasterio.DatasetReader]:
     """Open a local file by one driver. UnreadableImage if it cannot, or names other files."""
     with session():
         try:
-            dataset = rasterio.open(Path(path), driver=driver)
+            with _without_stderr():
+                dataset = rasterio.open(Path(path), driver=driver)
         except FAULTS:
             raise UnreadableImage(image_files.NO_IMAGE) from None
     try:

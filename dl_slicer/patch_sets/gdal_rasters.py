@@ -123,7 +123,7 @@ class WindowedRaster(Raster):
         for index, meaning in enumerate(self._dataset.colorinterp, 1):
             if meaning == ColorInterp.alpha and index > 1 and index not in chosen:
                 sample = self.sample((0, 0, self.width, self.height), [index])
-                if np.isin(sample, (0, 255)).all():
+                if np.isin(sample, (0, 255, 65535)).all():
                     return index
                 self.remarks.append(
                     f"band {index} is marked as alpha and has other values than 0 and 255: it is"
@@ -135,10 +135,11 @@ class WindowedRaster(Raster):
         count = self._dataset.count
         chosen = self._view.bands
         if chosen:
-            if max(chosen) > count:
-                raise UnreadableImage(
-                    f"has {count} bands, no band {max(chosen)}; name others with --bands"
-                )
+            for index in chosen:
+                if not 1 <= index <= count:
+                    raise UnreadableImage(
+                        f"has {count} bands, no band {index}; name others with --bands"
+                    )
             return list(chosen)
         colours = [index for index in range(1, count + 1) if index != self._alpha]
         if len(colours) == 2:
@@ -210,6 +211,13 @@ class WindowedRaster(Raster):
                     image_files.too_dark(image_files.DARK >> (16 - self._depth()))
                 )
 
+    def _refuse_bright(self, values: np.ndarray) -> None:
+        """UnreadableImage if values that are data are larger than 16 bits hold."""
+        if values.dtype.itemsize > 2 and values.max() >= 1 << 16:
+            named = [value for value in self._nodata if value is not None]
+            if (values[~np.isin(values, named)] >= 1 << 16).any():
+                raise UnreadableImage(image_files.TOO_BRIGHT)
+
     # --------------------------------------------------------------------------- place
 
     def _find_gaps(self, beside: Sidecars) -> None:
@@ -271,6 +279,7 @@ class WindowedRaster(Raster):
         if stretch is not None:
             pixels = rasters.stretched(np.moveaxis(values, 0, -1), stretch)
         else:
+            self._refuse_bright(values)
             pixels = self._to_rgb(values)
         if pixels.shape[2] == 4:
             pixels = np.asarray(
@@ -401,12 +410,8 @@ def averaged(pixels: np.ndarray, factor: int) -> np.ndarray:
     """
     if factor == 1:
         return pixels
-    share = pixels[:, :, 3]
-    if share.all():
-        return np.asarray(Image.fromarray(pixels).reduce(factor))
-    # Pillow takes the last of four channels for what it is here, and weighs by it.
-    weighted = Image.fromarray(pixels, "RGBA").convert("RGBa").reduce(factor)
-    return np.asarray(weighted.convert("RGBA"))
+    # Pillow takes the last of four channels for alpha, and weighs by it.
+    return np.asarray(Image.fromarray(pixels).reduce(factor))
 
 
 def thin_windows(box: Box) -> Iterator[Box]:

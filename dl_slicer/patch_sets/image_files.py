@@ -1,5 +1,6 @@
 """Image files, read as 8-bit RGB or refused in one line."""
 
+import logging
 import os
 import stat
 import struct
@@ -15,6 +16,7 @@ from dl_slicer.cli import printable
 
 # What Pillow warns of (odd metadata, many pixels) is either read well or refused below.
 warnings.filterwarnings("ignore", module="PIL\\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".jp2", ".vrt"}
 
@@ -31,6 +33,11 @@ JPEG_2000_HEAD = 1_000_000  # bytes within which the image begins; before it are
 SAMPLE = 256  # pixels in a row and in a column that are looked at for that
 
 NO_IMAGE = "no JPEG, PNG or TIFF image that can be read; replace or delete it"
+TOO_BRIGHT = (
+    "its pixels are larger numbers than 16 bits hold, it would be read as nearly white; pass"
+    " --stretch auto, or convert it to 8 or 16 bits a channel"
+)
+
 STRIP = 256  # rows converted at a time: 32 and 64 bits a pixel of a large image are gigabytes
 
 
@@ -189,10 +196,7 @@ def _upper_8_bits(image: Image.Image) -> Image.Image:
         lower = min(upper + STRIP, image.height)
         strip = np.asarray(image.crop((0, upper, image.width, lower)))
         if strip.max() >= 1 << 16:
-            raise UnreadableImage(
-                "its pixels are larger numbers than 16 bits hold, it would be read as nearly white;"
-                " convert it to 8 or 16 bits a channel"
-            )
+            raise UnreadableImage(TOO_BRIGHT)
         grey[upper:lower] = (strip.astype(np.int64) >> 8).clip(0, 255)
     return Image.fromarray(grey)
 

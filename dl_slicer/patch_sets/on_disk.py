@@ -362,7 +362,7 @@ def write_strips(file: IO[bytes], shape: tuple[int, int], strips: Iterable[np.nd
         file.write(np.ascontiguousarray(strip))
 
 
-def text_of_regions(regions: Iterable[Region], its_format: int) -> str:
+def text_of_regions(regions: Iterable[Region], its_format: int = 1) -> str:
     """Give the content of regions.csv."""
     columns = Region._fields if its_format == 2 else COLUMNS
     return _as_csv(columns, (region[: len(columns)] for region in regions))

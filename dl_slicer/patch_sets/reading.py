@@ -1,5 +1,6 @@
 """Patches read from a patch set, or from a folder in the published layout."""
 
+import atexit
 import mmap
 import os
 import threading
@@ -418,3 +419,7 @@ def close_rasters() -> None:
     while _opened:
         _, stack = _opened.popitem()[1]
         stack.close()
+
+
+# Before modules go: a raster that is closed after GDAL has gone makes Python complain.
+atexit.register(close_rasters)

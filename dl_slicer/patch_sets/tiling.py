@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from multiprocessing.sharedctypes import Synchronized
-from operator import itemgetter
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,10 +126,7 @@ def _regions_of(job: Job, raster: Raster, request: Request) -> tuple[Region, ...
     if len(job.splits) == 1:
         parts = [(0, width)]
     else:
-        end, begin = job.cut or (round(width / 2), round(width / 2))
-        # In a warped view a pixel beside the cut shows something of what lies beyond it.
-        end -= raster.reach
-        begin += raster.reach
+        end, begin = _cut(job, raster)
         parts = [(0, end), (begin, width - begin)]
     size = request.settings["patch_size"]
     stride = request.settings["stride"]
@@ -154,6 +151,20 @@ def _regions_of(job: Job, raster: Raster, request: Request) -> tuple[Region, ...
         )
         regions.append(region)
     return tuple(regions)
+
+
+def _cut(job: Job, raster: Raster) -> tuple[int, int]:
+    """Columns where the left part of a held-out raster ends, and where the right one begins.
+
+    In a warped view a pixel shows something of what lies around it: the parts keep so far apart
+    that no pixel of the raster is seen in both.
+    """
+    if job.cut is not None:
+        end, begin = job.cut
+        return end - raster.reach, begin + raster.reach
+    # The right part's windows begin where they do in another version of the raster.
+    middle = round(raster.width / 2)
+    return middle - 2 * raster.reach, middle
 
 
 def _place_of(raster: Raster, request: Request) -> dict[str, Any]:
@@ -279,29 +290,33 @@ def _with_stretch(raster: Raster, region: Region, request: Request) -> Region:
 
 
 def _counted(parts: Iterable[np.ndarray], pixels_a_row: float) -> Iterator[np.ndarray]:
-    """Let the parent know how far a raster is; pixels_a_row: of the raster for one of the array."""
+    """Let the parent know how far a raster is, and stop as soon as it does.
+
+    pixels_a_row: of the raster for one of the array.
+    """
     for part in parts:
         yield part
-        for counter in _counters:
+        for counter, stop in _shared:
+            if stop.is_set():
+                raise _StoppedError
             with counter:
                 counter.value += round(len(part) * pixels_a_row)
 
 
 def _write_jpegs(request: Request, raster: Raster, region: Region) -> None:
-    """Write the patches at full size, from one row of windows in memory at a time."""
+    """Write the patches at full size, each read by itself."""
     size = request.settings["patch_size"]
     stride = request.settings["stride"]
-    x, y, width, _ = _covered_box(region, request.settings)
     stretch = on_disk.stretch_of(region)
-    for row, windows in itertools.groupby(on_disk.each_window([region]), key=itemgetter(1)):
-        band = Image.fromarray(raster.read(x, y + row * stride, width, size, stretch))
-        for window in windows:
-            left = window[2] * stride
-            jpeg = io.BytesIO()
-            patch = band.crop((left, 0, left + size, size))
-            patch.save(jpeg, "JPEG", quality=JPEG_QUALITY)
-            with atomic(on_disk.jpeg_file(request.out, region.split, window), sync=False) as file:
-                file.write(jpeg.getbuffer())
+    for window in on_disk.each_window([region]):
+        _, row, col = window
+        x = region.x + col * stride
+        y = region.y + row * stride
+        jpeg = io.BytesIO()
+        patch = Image.fromarray(raster.read(x, y, size, size, stretch))
+        patch.save(jpeg, "JPEG", quality=JPEG_QUALITY)
+        with atomic(on_disk.jpeg_file(request.out, region.split, window), sync=False) as file:
+            file.write(jpeg.getbuffer())
 
 
 # ------------------------------------------------------------------------------- all rasters
@@ -364,9 +379,10 @@ def tile_all(
     running: dict[Future, str] = {}
     context = machine.worker_processes()
     counter = context.Value("q", 0)
+    stop = context.Event()
     with (
         interrupts_held() as interrupts,
-        ProcessPoolExecutor(workers, context, _start_worker, (counter,)) as pool,
+        ProcessPoolExecutor(workers, context, _start_worker, (counter, stop)) as pool,
         _bar(len(jobs), pixels) as bar,
     ):
         try:
@@ -393,6 +409,7 @@ def tile_all(
                 " fewer --workers, it goes on from there"
             ) from None
         finally:
+            stop.set()  # a raster of gigapixels would be waited for, for minutes
             pool.shutdown(cancel_futures=True)
 
 
@@ -440,10 +457,16 @@ def interrupts_held() -> Iterator[list]:
         handler(*interrupts[0])
 
 
-_counters: list[Synchronized] = []  # in a worker: of the pixels that it and the others have tiled
+class _StoppedError(Exception):
+    """A raster was given up since the parent is about to end."""
 
 
-def _start_worker(counter: Synchronized) -> None:
-    _counters.append(counter)
+# In a worker, what it shares with its parent and the others: a counter of pixels that are tiled,
+# and whether to stop.
+_shared: list[tuple[Synchronized, Event]] = []
+
+
+def _start_worker(counter: Synchronized, stop: Event) -> None:
+    _shared.append((counter, stop))
     machine.follow_parent()
     machine.keep_memory()  # a forked worker has inherited that, another one has not

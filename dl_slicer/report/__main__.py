@@ -7,8 +7,10 @@ A page is one file: no network, no scripts from elsewhere; it opens from disk.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
+from dl_slicer import files
 from dl_slicer.cli import Parser, run
 from dl_slicer.report import explorer, page
 
@@ -21,10 +23,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     folder = Path(parser.parse_args(argv).folder)
     explorers = explorer.find_explorers(folder)
-    if not explorers or (folder / "metrics.json").exists():
-        print(page.write_report(folder))
-    for found in explorers:
-        print(explorer.write_explorer(found))
+    # A command that ends meanwhile would have the pages of half its results, or of those of before.
+    with files.hold(folder) if folder.is_dir() else nullcontext():
+        if not explorers or (folder / "metrics.json").exists():
+            print(page.write_report(folder))
+        for found in explorers:
+            print(explorer.write_explorer(found))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ This is the one place that refuses files: what is missing or damaged is told in 
 """
 
 import csv
+import errno
 import json
 import math
 import os
@@ -34,10 +35,11 @@ Row = TypeVar("Row")
 
 LAST_EPOCH = 10**9
 LARGEST_LOSS = 1e30
+LONGEST_REASON = 200  # characters
 
 TEST_AGAIN = "no whole results of test_classification.py ({}); run it again"
 DO_WITHOUT = "damaged ({}); bring back a whole copy, or move it away: the report does without"
-DAMAGE = (KeyError, ValueError, TypeError, OverflowError, FileNotFoundError, csv.Error)
+DAMAGE = (KeyError, ValueError, TypeError, OverflowError, RecursionError, csv.Error)
 
 
 def read_results(folder: Path, run_folder: str | Path | None = None) -> Results:
@@ -92,16 +94,25 @@ def _read_patch_set(data: str) -> PatchSet | None:
 
 
 def _refusal(path: Path, remedy: str, reason: object) -> InputError:
-    return InputError(f"{printable(path)}: {remedy.format(printable(reason))}")
+    text = str(reason)
+    if len(text) > LONGEST_REASON:
+        text = f"{text[:LONGEST_REASON]} …"
+    return InputError(f"{printable(path)}: {remedy.format(printable(text))}")
 
 
 @contextmanager
 def _refusing_damage(path: Path, remedy: str) -> Iterator[None]:
     """Turn what reading a damaged file raises into one line that names the file."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ValueError("no file")
         yield
     except FileNotFoundError as error:
         raise _refusal(error.filename or path, remedy, "not there") from None
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise _refusal(path, remedy, error.strerror) from None
     except DAMAGE as error:
         missing = isinstance(error, KeyError)
         reason = f"it has no {error.args[0]}" if missing else error

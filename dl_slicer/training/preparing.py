@@ -62,7 +62,20 @@ def trainable(model: nn.Module, device: torch.device, is_compiled: bool) -> nn.M
             network = DistributedDataParallel(
                 model, [device] if device.type == "cuda" else None, broadcast_buffers=False
             )
+        _group_gradients(network, device)
     return torch.compile(network) if is_compiled else network
+
+
+def _group_gradients(network: DistributedDataParallel, device: torch.device) -> None:
+    """Have the gradients sent in their final groups from the first step on.
+
+    They are grouped anew after the first backward pass, and the group decides in which order three
+    or more processes are summed: a resumed run would come to other bits. So that pass is made here,
+    with the network in eval mode, in which it keeps no statistics.
+    """
+    network.eval()
+    network(torch.zeros(1, 3, 32, 32, device=device)).sum().backward()
+    network.zero_grad(set_to_none=True)
 
 
 def describe(args: Namespace, setup: Setup, train: PatchSet, val: PatchSet) -> str:

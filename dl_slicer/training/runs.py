@@ -2,6 +2,7 @@
 
 import json
 import math
+import reprlib
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,11 +22,14 @@ from dl_slicer.model import checkpoints, devices, networks
 from dl_slicer.model.checkpoints import Checkpoint
 from dl_slicer.patch_sets import on_disk
 from dl_slicer.patch_sets.reading import PatchSet
-from dl_slicer.training import averages, optimisers, recipes
+from dl_slicer.training import averages, optimisers, recipes, saved_progress
 from dl_slicer.training.history import Epoch, write_history
 
 # Flags that decide a run's result, beside those of its recipe: --resume must not change them.
 DECISIVE_FLAGS = ("arch", "weights", "batch_size", "balanced", "seed")
+SHORTLY = reprlib.Repr()
+SHORTLY.maxlevel = 3
+SHORTLY.maxdict = 10
 
 # How rasters were seen, as dataset.json and checkpoints say it.
 VIEW = ("ground_resolution", "bands", "stretch")
@@ -292,9 +296,9 @@ def find_previous(args: Namespace, decisive: dict[str, object]) -> Checkpoint | 
         )
         before["processes"] = WORLD
     changes = [
-        f"{name} was {printable(before.get(name))}, is {printable(value)}"
+        f"{name} was {_shortly(before.get(name))}, is {_shortly(value)}"
         for name, value in decisive.items()
-        if before.get(name) != value
+        if _differ(before.get(name), value)
     ]
     if changes:
         raise InputError(
@@ -308,12 +312,24 @@ def find_previous(args: Namespace, decisive: dict[str, object]) -> Checkpoint | 
     return previous
 
 
+def _differ(before: object, now: object) -> bool:
+    try:
+        return bool(before != now)
+    except (RuntimeError, RecursionError):  # no setting, but a tensor, or far too deep
+        return True
+
+
+def _shortly(value: object) -> str:
+    """A setting in a part of a line, whatever a file made of it, and however deep that is."""
+    return printable(value if isinstance(value, str) else SHORTLY.repr(value))[:400]
+
+
 def processes_of(folder: Path) -> int | None:
     """Give how many processes trained a run, by its config.json; None if that does not say.
 
     Checkpoints before version 2 do not know it.
     """
-    with suppress(OSError, ValueError):  # there is none, or it is damaged
+    with suppress(OSError, ValueError, RecursionError):  # there is none, or it is damaged
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if isinstance(config, dict) and type(config.get("processes")) is int:
             return config["processes"]
@@ -359,12 +375,13 @@ def steps_of_an_epoch(args: Namespace, train: PatchSet) -> int:
 def restore(run: Run, previous: Checkpoint, train: PatchSet) -> None:
     """Bring a run that has just begun to where a checkpoint was saved."""
     file = printable(run.folder / "last.pth")
+    steps = steps_of_an_epoch(run.args, train)
+    saved_progress.check_progress(previous, run.args, steps, file)
     networks.load_state(run.model, previous.weights or previous.model, file)
     if run.average:
         networks.load_state(run.average.module, previous.model, file)
-        updates = previous.epoch * steps_of_an_epoch(run.args, train) + previous.step
-        run.average.n_averaged.fill_(updates)
-    run.optimizer.load_state_dict(previous.optimizer)
+        run.average.n_averaged.fill_(previous.epoch * steps + previous.step)
+    saved_progress.load_optimizer(run.optimizer, previous.optimizer, run.args, file)
     torch.set_rng_state(previous.rng)
     run.epoch = previous.epoch
     run.step = previous.step
@@ -374,7 +391,10 @@ def restore(run: Run, previous: Checkpoint, train: PatchSet) -> None:
     # They are of all processes, so that one of them takes them over.
     run.totals = Totals(loss, correct, patches) if RANK == 0 else Totals(patches=patches)
     if "of_each_process" in previous.metrics:
-        _restore_own_state(run, previous.metrics["of_each_process"], patches)
+        try:
+            _restore_own_state(run, previous.metrics["of_each_process"], patches)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError):
+            raise saved_progress.damaged(file, "its of_each_process cannot be right") from None
 
 
 def _restore_own_state(run: Run, of_each_process: dict, patches: int) -> None:

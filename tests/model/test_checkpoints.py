@@ -531,3 +531,11 @@ def test_other_classes_of_a_listed_name_are_refused(tmp_path, monkeypatch):
     assert "it asks for evil.Conv2d" in refusal(
         checkpoints.read_file, saved(tmp_path / "model.pth", model)
     )
+
+
+def test_a_folder_is_answered_by_the_file_in_it(tmp_path):
+    for name in ("epoch_9.pth", "last.pth", "best.pth"):
+        (tmp_path / name).touch()
+        with pytest.raises(InputError) as error:
+            checkpoints.read_file(tmp_path)
+        assert str(error.value) == f"{tmp_path}: a folder; give a file in it, as {tmp_path / name}"

@@ -221,7 +221,7 @@ def test_files_that_are_no_checkpoint(tmp_path):
         )
     os.mkfifo(tmp_path / "fifo")
     for odd, said in [
-        (tmp_path, "no regular file"),
+        (tmp_path, "a folder without a checkpoint in it; give the file"),
         (tmp_path / "fifo", "no regular file"),
         (tmp_path / "none", "no such file"),
     ]:

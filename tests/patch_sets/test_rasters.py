@@ -271,6 +271,10 @@ def test_an_alpha_band_is_where_there_is_data_only_if_it_is_0_and_255(tmp_path):
         assert np.array_equal(raster.data_mask(0, 90, 600, 20)[:, 3], np.arange(20) >= 10)
     with open_raster(alpha, View(bands=(4, 1, 2))) as raster:
         assert not raster.has_gaps
+    deep = pixels.astype("uint16") * 257
+    deep = write(tmp_path / "deep.tif", deep, photometric="RGB", alpha="yes", **PLACE)
+    with open_raster(deep) as raster:
+        assert np.array_equal(raster.data_mask(0, 90, 600, 20)[:, 3], np.arange(20) >= 10)
 
 
 def test_a_mask_within_a_tiff_says_where_there_is_data(tmp_path):
@@ -303,6 +307,17 @@ def test_nodata_of_sixteen_bits_and_beside_a_raster(tmp_path):
     with open_raster(path) as raster:
         assert raster.data_mask(0, 0, 60, 50).mean() == pytest.approx(53 / 60)
         assert raster.crs == "EPSG:32611"
+
+
+def test_larger_numbers_than_16_bits_are_refused_unless_they_are_no_data(tmp_path):
+    pixels = noise(60, 50, 1, "uint16").astype(np.int32)
+    pixels[0, 0, 0] = 70_000
+    path = write(tmp_path / "x.tif", pixels, **PLACE)
+    with pytest.raises(UnreadableImage, match="larger numbers than 16 bits.*--stretch auto"):
+        whole(path)
+    assert whole(path, View(stretch="auto")).max() == 255
+    path = write(tmp_path / "nodata.tif", pixels, nodata=70_000, **PLACE)
+    assert np.array_equal(whole(path)[:, :, 1], (pixels[0] >> 8).clip(0, 255))
 
 
 def test_a_stretch_maps_a_range_to_all_greys(tmp_path):

@@ -12,6 +12,7 @@ from conftest import ROOT
 from made_up_results import made_up
 from page_checks import check
 
+from dl_slicer import files
 from dl_slicer.cli import InputError
 from dl_slicer.report import page, sections
 from dl_slicer.report.page import write_report
@@ -226,6 +227,31 @@ def test_without_the_run_nothing_is_said_of_its_patches(results):
     assert "Patches measured on 480 × 480 pixels every 240" in words
 
 
+@pytest.mark.parametrize("name", ["metrics.json", "../config.json"])
+def test_json_too_deep_to_be_read(results, name):
+    (results / name).write_text("[" * 100_000)
+    refused(results, name.strip("./"), "damaged" if ".." in name else TEST_AGAIN)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "per_city.csv"])
+@pytest.mark.parametrize("kind", ["loop", "pipe", "folder"])
+def test_what_is_no_file_is_neither_waited_for_nor_a_traceback(results, name, kind):
+    file = results / name
+    file.unlink()
+    if kind == "loop":
+        file.symlink_to(file)
+    elif kind == "pipe":
+        os.mkfifo(file)
+    else:
+        file.mkdir()
+    refused(results, name, TEST_AGAIN)
+
+
+def test_a_long_value_is_told_shortly(results):
+    replace(results / "per_city.csv", ",0.9,", f",{'9' * 5000},")
+    refused(results, "per_city.csv", TEST_AGAIN, "999 …")
+
+
 # Faults of ours
 
 
@@ -263,6 +289,18 @@ def test_the_command_prints_where_the_page_lies(results):
     assert done.returncode == 0
     assert done.stdout == f"{results / 'report.html'}\n"
     assert (results / "report.html").is_file()
+
+
+def test_the_command_waits_for_no_test_that_writes_there(results):
+    """The page would tell of results of before, or of half the new ones."""
+    with files.hold(results):
+        done = command(results)
+    assert done.returncode == 2
+    assert f"process {os.getpid()} on " in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (results / "report.html").exists()
+    assert command(results).returncode == 0
+    assert not (results / ".lock").exists()
 
 
 def test_the_command_refuses_in_one_line(tmp_path):

@@ -1,0 +1,1 @@
+"""A Hugging Face hub: what is on it downloaded, unpacked, and its layout understood."""
