@@ -14,7 +14,8 @@ Writes, by default into checkpoints/<run>/<split>/:
     contents.json                       these files, which the next call replaces, and the flags
 Diagrams as PDF, too. How each is made is told in dl_slicer/results/.
 With --images instead: which cities are these pictures, rasters or folders like?
-Into checkpoints/<run>/places/.
+Into checkpoints/<run>/places/: places.csv; of each raster of several patches a figure and a page to
+look around in; of each that says where it lies GeoTIFFs and GeoJSON.
 """
 
 from __future__ import annotations
@@ -149,6 +150,14 @@ def write_page(out: Path, checkpoint: str) -> InputError | None:
     return None
 
 
+def write_explorers(new: Path) -> None:
+    """Write the page of each raster whose layers lie in a folder of new results."""
+    from dl_slicer.report import explorer
+
+    for folder in sorted(new.glob("*.explorer")):
+        explorer.write_explorer(folder)
+
+
 def output_folder(args: Namespace) -> Path:
     """Give the folder of the results: --out, or one beside the checkpoint."""
     if args.out:
@@ -205,7 +214,9 @@ def compare_places(
         return
     classes = checkpoint.classes or classes_of_data(args, checkpoint)
     out = output_folder(args)
-    call = result_folder.Call(out, f"{COMMAND} --images", vars(args), "places.csv")
+    call = result_folder.Call(
+        out, f"{COMMAND} --images", vars(args), "places.csv", finish=write_explorers
+    )
     places.compare(args.images, model, checkpoint, classes, device, dtype, call)
 
 

@@ -9,6 +9,7 @@ r"""Draw what in a patch, or in a whole raster, makes it that city.
 
 Writes, by default into checkpoints/<run>/saliency/: a figure for each patch, a contact sheet for
 each city, patches.csv; and contents.json, which lists them: the next call replaces these alone.
+With --raster: a figure, a page to look around in and, if it says where it lies, a GeoTIFF.
 """
 
 import time
@@ -67,6 +68,12 @@ def read_flags(argv: Sequence[str] | None = None) -> Namespace:
         action="store_true",
         help="also quality.csv: how good the maps are, by method and depth; slow",
     )
+    output.add_argument(
+        "--plain-resize",
+        action="store_true",
+        help="draw maps as the published figures do, up to 15.5 of 224 pixels too low and too far"
+        " to the right; default: where they belong",
+    )
     output.add_argument("--save-maps", action="store_true", help="also maps.npz with the raw maps")
     output.add_argument(
         "--out", help="folder of the figures; default: saliency/ beside the checkpoint"
@@ -80,6 +87,14 @@ def read_flags(argv: Sequence[str] | None = None) -> Namespace:
 def count_methods(count: int) -> str:
     """Give a number of methods in words."""
     return "1 method" if count == 1 else f"{count} methods"
+
+
+def write_explorers(new: Path) -> None:
+    """Write the page of each raster whose layers lie in a folder of new results."""
+    from dl_slicer.report import explorer
+
+    for folder in sorted(new.glob("*.explorer")):
+        explorer.write_explorer(folder)
 
 
 def describe_outputs(args: Namespace, out: Path) -> str:
@@ -99,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
 
     from dl_slicer.model import checkpoints, devices
-    from dl_slicer.results import result_folder, saliency
+    from dl_slicer.results import raster_saliency, result_folder, saliency
 
     from .resnet import check_layers, check_model
 
@@ -122,18 +137,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     method_classes = saliency.load_methods(args.methods)
     methods = {name: method(model, layers) for name, method in method_classes.items()}
     out = Path(args.out) if args.out else Path(args.checkpoint).parent / "saliency"
-    call = result_folder.Call(out, "relevance_cam", vars(args), "patches.csv")
+    finish = write_explorers if args.raster else None
+    call = result_folder.Call(out, "relevance_cam", vars(args), "patches.csv", finish=finish)
     if args.raster is not None:
-        saliency.explain_raster(
-            Path(args.raster), methods, checkpoint, target, device, call, args.save_maps
-        )
+        wanted = raster_saliency.Wanted(target, args.save_maps, args.plain_resize)
+        raster_saliency.explain_raster(Path(args.raster), methods, checkpoint, device, call, wanted)
         return
 
     started = time.time()
     chosen = saliency.pick_patches(patch_set, args.per_city, args.seed)
     with result_folder.new_results(call) as new:
         explanations = saliency.explain(methods, patch_set, chosen, checkpoint, target, device)
-        rows = saliency.write_figures(new, explanations, args.raw)
+        rows = saliency.write_figures(new, explanations, args.raw, args.plain_resize)
         write_rows(new / "patches.csv", rows[0], (row.values() for row in rows))
         if args.save_maps:
             saliency.write_maps(new / "maps.npz", explanations)

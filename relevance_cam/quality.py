@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torchvision.transforms.functional import gaussian_blur
 
-from .maps import scale, upsample
+from .maps import place, scale
 from .names import LAYERS
 from .resnet import Target, check_eval, check_images, check_target
 
@@ -28,7 +28,7 @@ def drop_and_increase(
     """Drop and increase in confidence when the model sees only what the map shows: (N,) each.
 
     With Y the target's score for the image and O its score for the image times the scaled,
-    upsampled map (0 ... 1; images are normalised, so a hidden pixel has the mean colour):
+    placed map (0 ... 1; images are normalised, so a hidden pixel has the mean colour):
     drop = max(0, Y - O) / Y, from 0 to 1; increase = 1 if O > Y, else 0.
     The papers' *average drop %* and *increase in confidence %* are 100 times the means over all N
     images: both have N for denominator, also where an image contributes 0. A good map has a low
@@ -37,7 +37,7 @@ def drop_and_increase(
     """
     target = _check(model, images, maps, target)
     before = _score(model, images, target)
-    visible = upsample(scale(maps), images.shape[2:])
+    visible = place(scale(maps), images.shape[2:], seen=images.shape[2:])
     after = _score(model, images * visible[:, None].to(images.dtype), target)
     drop = (before - after).clip(min=0) / np.where(before > 0, before, 1)
     return drop, (after > before).astype(np.float64)
@@ -56,7 +56,7 @@ def deletion(
     The score is taken at steps + 1 points, with 0, 1/steps, ... , all of the H x W pixels set to
     baseline (a value in normalised images: 0 is the mean colour); the area is the trapezoid rule
     over the fraction deleted, so it lies in 0 ... 1, and a good map has a low one. Maps are
-    upsampled to the pixels; equal pixels go row by row from the upper left.
+    placed on the pixels; equal pixels go row by row from the upper left.
     Petsiuk et al., RISE, BMVC 2018, section 4.3, who delete 224 pixels a step (steps=224 at
     224 x 224).
     """
@@ -259,9 +259,10 @@ def _area(
     steps: int,
 ) -> np.ndarray:
     """Area under the score from start to end, the pixels with the highest saliency first."""
-    # Upsampled in float64 and then rounded, so that pixels between equal values come out equal,
+    # Placed in float64 and then rounded, so that pixels between equal values come out equal,
     # whatever the rounding; on the CPU, since not every device has float64.
-    saliency = upsample(maps.cpu().double(), start.shape[2:]).float()
+    size = start.shape[2:]
+    saliency = place(maps.cpu().double(), size, seen=size).float()
     order = saliency.flatten(1).argsort(dim=1, descending=True, stable=True)
     rank = order.argsort(1).view(len(start), 1, *start.shape[2:]).to(start.device)
     pixels = rank[0].numel()

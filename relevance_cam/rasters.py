@@ -1,15 +1,36 @@
-"""The saliency of a whole raster: the maps of its overlapping windows blended."""
+"""The saliency of a whole raster: the maps of its overlapping windows blended.
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+A raster is given as strips of rows, one after the other, and answered in rows: of the largest no
+more is in memory than a row of windows.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from .maps import upsample
-from .progress import Progress, no_progress
+from .maps import place
 
-BATCH_SIZE = 8  # windows explained at a time
+Corner = tuple[int, int]  # y, x of a window's upper left pixel
+
+# Of windows, uint8 (n, size, size, 3), with their corners.
+Batch = tuple[list[Corner], np.ndarray]
+
+
+class Grid(NamedTuple):
+    """Windows that cover a raster, and the places on it, in pixels of the network."""
+
+    height: int  # of the raster
+    width: int
+    size: int  # of a window
+    step: int  # from one window to the next; a place is as wide
+
+    def corners(self) -> list[Corner]:
+        """Upper left corners of the windows, row by row."""
+        rows = window_starts(self.height, self.size, self.step)
+        columns = window_starts(self.width, self.size, self.step)
+        return [(y, x) for y in rows for x in columns]
 
 
 def window_starts(length: int, size: int, step: int) -> list[int]:
@@ -23,43 +44,54 @@ def window_starts(length: int, size: int, step: int) -> list[int]:
     return starts
 
 
-def window_corners(height: int, width: int, size: int, step: int) -> list[tuple[int, int]]:
-    """Upper left corners (y, x) of the windows that cover a raster, row by row."""
-    rows = window_starts(height, size, step)
-    columns = window_starts(width, size, step)
-    return [(y, x) for y in rows for x in columns]
+def cut_windows(
+    strips: Iterable[np.ndarray], corners: Sequence[Corner], size: int, batch_size: int
+) -> Iterator[Batch]:
+    """Cut windows from a raster, uint8 (h, W, 3) in strips from above, batch by batch.
+
+    corners: row by row.
+    """
+    strips = iter(strips)
+    pixels = next(strips)
+    top = 0  # row of the raster with which pixels begin
+    batch = []
+    for number, (y, x) in enumerate(corners, 1):
+        if y + size > top + len(pixels):
+            parts = [pixels[y - top :]]
+            end = top + len(pixels)
+            while end < y + size:
+                strip = next(strips)
+                parts.append(strip[max(0, y - end) :])
+                end += len(strip)
+            pixels = np.concatenate(parts)
+            top = y
+        batch.append(pixels[y - top : y - top + size, x : x + size])
+        if len(batch) == batch_size or number == len(corners):
+            yield list(corners[number - len(batch) : number]), np.stack(batch)
+            batch = []
+    for _ in strips:  # the rest, which no window needs: whoever makes the strips sees all of them
+        pass
 
 
-def cut_windows(pixels: np.ndarray, corners: Sequence[tuple[int, int]], size: int) -> torch.Tensor:
-    """Windows (n, size, size, 3) of pixels (H, W, 3), as a tensor of the same type."""
-    return torch.from_numpy(np.stack([pixels[y : y + size, x : x + size] for y, x in corners]))
-
-
-def mean_by_place(
-    corners: Sequence[tuple[int, int]],
-    probabilities: np.ndarray,
-    shape: Sequence[int],
-    size: int,
-    step: int,
-) -> np.ndarray:
+def mean_by_place(corners: Sequence[Corner], probabilities: np.ndarray, grid: Grid) -> np.ndarray:
     """Mean probabilities (rows, cols, K) of the windows over each place, on a grid a step wide.
 
-    corners, probabilities (n, K): of the windows; shape: (H, W, ...) of the raster in the same
-    pixels as size and step.
+    corners, probabilities (n, K): of the windows. A place without a window is NaN.
     """
-    height, width = shape[:2]
-    rows = _cells(height, step)
-    columns = _cells(width, step)
+    rows = _cells(grid.height, grid.step)
+    columns = _cells(grid.width, grid.step)
     sums = np.zeros((rows, columns, probabilities.shape[1]))
     counts = np.zeros((rows, columns))
     for (y, x), probability in zip(corners, probabilities, strict=True):
-        place = (
-            slice(y // step, _cells(y + size, step)),
-            slice(x // step, _cells(x + size, step)),
+        spot = (
+            slice(y // grid.step, _cells(y + grid.size, grid.step)),
+            slice(x // grid.step, _cells(x + grid.size, grid.step)),
         )
-        sums[place] += probability
-        counts[place] += 1
-    return sums / counts[..., None]
+        sums[spot] += probability
+        counts[spot] += 1
+    counts[counts == 0] = np.nan
+    sums /= counts[..., None]
+    return sums
 
 
 def _cells(length: int, step: int) -> int:
@@ -67,62 +99,98 @@ def _cells(length: int, step: int) -> int:
     return -(-length // step)
 
 
+class Explained(NamedTuple):
+    """What a batch of windows has added."""
+
+    corners: list[Corner]
+    probabilities: np.ndarray  # float64 (n, K)
+    rows: dict[str, np.ndarray]  # {layer: float32 (m, W)}: the next rows that are finished
+
+
 def blend(
     method: Callable[[torch.Tensor, int], tuple[dict[str, torch.Tensor], torch.Tensor]],
-    pixels: np.ndarray,
-    size: int,
-    step: int,
-    prepare: Callable[[torch.Tensor], torch.Tensor],
-    target: int | None,
-    progress: Progress | None = None,
-) -> tuple[dict[str, np.ndarray], np.ndarray, int]:
+    batches: Iterable[Batch],
+    grid: Grid,
+    prepare: Callable[[np.ndarray], torch.Tensor],
+    target: int,
+    plain: bool = False,
+) -> Iterator[Explained]:
     """Explain every window of a raster and put the maps together.
 
     method: RelevanceCAM(model, layers) or another with its interface.
-    pixels: uint8 (H, W, 3) at the network's scale; size, step: of the windows in those pixels.
-    prepare: windows as uint8 (n, size, size, 3) on the CPU to the network's input on its device.
-    target: class index, or None for the class with the highest mean probability.
-    progress: wraps the batches, as tqdm.tqdm does; None for no bar.
+    batches: of the windows, row by row. prepare: windows as uint8 (n, size, size, 3) to the
+    network's input on its device. target: class index. plain: see maps.place.
 
-    Returns ({layer: float32 (H, W)}, probabilities float64 (rows, cols, K) on a grid a step wide,
-    target). Each window counts most at its centre, where the network sees the surroundings, so no
-    seams are left; raw maps are summed, so strong windows stay strong.
+    All rows together are maps (H, W) for each layer. Each window counts most at its centre, where
+    the network sees the surroundings, so no seams are left; raw maps are summed, so strong windows
+    stay strong. Where no window lies the maps are NaN.
     """
-    height, width = pixels.shape[:2]
-    corners = window_corners(height, width, size, step)
-
-    def batches(label: str) -> Iterator[tuple[Any, torch.Tensor]]:
-        wrap = progress or no_progress
-        for i in wrap(range(0, len(corners), BATCH_SIZE), desc=label, unit=" batches"):
-            batch = corners[i : i + BATCH_SIZE]
-            yield batch, prepare(cut_windows(pixels, batch, size))
-
-    if target is None:
-        with torch.inference_mode():
-            target = _most_probable_class(method.model, batches("which city"))
     # Zero just outside the window, one at its centre.
-    hann = torch.hann_window(size + 2, periodic=False)[1:-1]
+    hann = torch.hann_window(grid.size + 2, periodic=False)[1:-1]
     emphasis = hann[:, None] * hann
-    sums = {}
-    weight = torch.zeros(height, width)
-    probabilities = []
-    for batch, images in batches("explaining"):
+    sums: dict[str, _RollingSum] = {}
+    weight = _RollingSum(grid)
+    for corners, windows in batches:
+        images = prepare(windows)
         maps, logits = method(images, target)
-        probabilities.append(logits.cpu().double().softmax(1).numpy())
+        finished: dict[str, list[np.ndarray]] = {layer: [] for layer in maps}
+        placed = {}
         for layer, values in maps.items():
-            values = upsample(values.float(), (size, size)).cpu() * emphasis
-            total = sums.setdefault(layer, torch.zeros(height, width))
-            for (y, x), value in zip(batch, values, strict=True):
-                total[y : y + size, x : x + size] += value
-        for y, x in batch:
-            weight[y : y + size, x : x + size] += emphasis
-    blended = {layer: (total / weight).numpy() for layer, total in sums.items()}
-    by_place = mean_by_place(corners, np.concatenate(probabilities), pixels.shape, size, step)
-    return blended, by_place, target
+            sums.setdefault(layer, _RollingSum(grid))
+            size = (grid.size, grid.size)
+            placed[layer] = place(values.float(), size, plain, seen=size).cpu() * emphasis
+        for number, (y, x) in enumerate(corners):
+            if y > weight.top:
+                for layer, rows in _advance(sums, weight, y).items():
+                    finished[layer].append(rows)
+            weight.add(x, emphasis)
+            for layer, values in placed.items():
+                sums[layer].add(x, values[number])
+        rows = {layer: _stack(parts, grid.width) for layer, parts in finished.items()}
+        yield Explained(corners, logits.cpu().double().softmax(1).numpy(), rows)
+    yield Explained([], logits.cpu().double().numpy()[:0], _advance(sums, weight, grid.height))
 
 
-def _most_probable_class(
-    model: torch.nn.Module, batches: Iterator[tuple[Any, torch.Tensor]]
+class _RollingSum:
+    """Sums (size, W) of windows whose rows begin at top."""
+
+    def __init__(self, grid: Grid):
+        self.values = torch.zeros(grid.size, grid.width)
+        self.top = 0
+
+    def add(self, x: int, values: torch.Tensor) -> None:
+        self.values[:, x : x + values.shape[1]] += values
+
+    def advance(self, top: int) -> torch.Tensor:
+        """Give the rows above a new top, and begin there."""
+        size, width = self.values.shape
+        count = top - self.top
+        done = self.values[:count]
+        if count > size:
+            done = torch.cat([done, torch.zeros(count - size, width)])
+        self.values = torch.cat([self.values[count:], torch.zeros(min(count, size), width)])
+        self.top = top
+        return done
+
+
+def _advance(sums: dict[str, _RollingSum], weight: _RollingSum, top: int) -> dict[str, np.ndarray]:
+    """The maps' rows above a new top, which no further window changes."""
+    weights = weight.advance(top)
+    return {layer: (total.advance(top) / weights).numpy() for layer, total in sums.items()}
+
+
+def _stack(parts: list[np.ndarray], width: int) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.empty((0, width), np.float32)
+
+
+def most_probable_class(
+    model: torch.nn.Module,
+    batches: Iterable[Batch],
+    prepare: Callable[[np.ndarray], torch.Tensor],
 ) -> int:
-    totals = sum(model(images).softmax(1).cpu().double().sum(0) for _, images in batches)
+    """The class with the highest mean probability over all windows."""
+    with torch.inference_mode():
+        totals = sum(
+            model(prepare(windows)).softmax(1).cpu().double().sum(0) for _, windows in batches
+        )
     return int(totals.argmax())

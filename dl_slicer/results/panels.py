@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from dl_slicer.files import atomic
-from relevance_cam.maps import mask, scale, upsample
+from relevance_cam.maps import mask, place, scale
 
 GAP = 8  # pixels between panels
 TOP = 72  # height of a sheet's title and column labels
@@ -34,9 +34,24 @@ def colours(values: np.ndarray) -> np.ndarray:
     return (matplotlib.colormaps["turbo"](values)[..., :3] * 255).astype(np.uint8)
 
 
-def on_picture(saliency: torch.Tensor, picture: Image.Image) -> torch.Tensor:
-    """A map (h, w) scaled to 0 ... 1 and resized to a picture: float (height, width)."""
-    return upsample(scale(saliency[None].float()), (picture.height, picture.width))[0]
+@dataclass(frozen=True)
+class Placing:
+    """How maps are put on pictures, see relevance_cam.maps.place."""
+
+    image_size: int | None = None  # side of what the network saw; None: the picture's
+    plain: bool = False  # as the published figures are
+
+
+PLACED = Placing()
+
+
+def on_picture(
+    saliency: torch.Tensor, picture: Image.Image, placing: Placing = PLACED
+) -> torch.Tensor:
+    """A map (h, w) scaled to 0 ... 1 and put on a picture: float (height, width)."""
+    size = (picture.height, picture.width)
+    seen = None if placing.image_size is None else (placing.image_size,) * 2
+    return place(scale(saliency[None].float()), size, placing.plain, seen)[0]
 
 
 def overlay(picture: Image.Image, values: np.ndarray | torch.Tensor) -> Image.Image:
@@ -132,14 +147,18 @@ def draw_scale(page: Image.Image, x: int, y: int) -> None:
 
 
 def patch_figure(
-    picture: Image.Image, maps: dict[str, torch.Tensor], title: str, right: bool
+    picture: Image.Image,
+    maps: dict[str, torch.Tensor],
+    title: str,
+    right: bool,
+    placing: Placing = PLACED,
 ) -> Image.Image:
     """One patch, explained at several depths.
 
     Above, each map laid over it in colour; below, what lies above mean + one standard deviation.
     maps: {"layer1": (h, w), ...}; right: is the prediction?
     """
-    values = [on_picture(saliency, picture) for saliency in maps.values()]
+    values = [on_picture(saliency, picture, placing) for saliency in maps.values()]
     overlays = [picture, *(overlay(picture, each) for each in values)]
     masks = [None, *(masked(picture, each) for each in values)]
     colour = RIGHT if right else WRONG
@@ -147,13 +166,17 @@ def patch_figure(
 
 
 def comparison_figure(
-    picture: Image.Image, maps: dict[str, dict[str, torch.Tensor]], title: str, right: bool
+    picture: Image.Image,
+    maps: dict[str, dict[str, torch.Tensor]],
+    title: str,
+    right: bool,
+    placing: Placing = PLACED,
 ) -> Image.Image:
     """Methods side by side: a row for each method, a column for each depth.
 
     maps: {"grad-cam": {"layer1": (h, w), ...}, ...}; right: is the prediction?
     """
-    rows = [[None, *_overlays(picture, by_layer)] for by_layer in maps.values()]
+    rows = [[None, *_overlays(picture, by_layer, placing)] for by_layer in maps.values()]
     rows[0][0] = picture
     columns = ["patch", *next(iter(maps.values()))]
     labels = [[(name, INK)] for name in maps]
@@ -165,6 +188,7 @@ def contact_sheet(
     maps: Sequence[dict[str, torch.Tensor]],
     title: str,
     labels: Sequence[Sequence[tuple[str, str]]],
+    placing: Placing = PLACED,
 ) -> Image.Image:
     """All patches of a city, a row each.
 
@@ -172,7 +196,7 @@ def contact_sheet(
     (line, colour).
     """
     rows = [
-        [picture, *_overlays(picture, by_layer)]
+        [picture, *_overlays(picture, by_layer, placing)]
         for picture, by_layer in zip(pictures, maps, strict=True)
     ]
     return sheet(title, rows, ["patch", *maps[0]], 180, labels)
@@ -184,5 +208,7 @@ def save_jpeg(path: Path, figure: Image.Image) -> None:
         figure.save(file, "JPEG", quality=88)
 
 
-def _overlays(picture: Image.Image, maps: dict[str, torch.Tensor]) -> list[Image.Image]:
-    return [overlay(picture, on_picture(saliency, picture)) for saliency in maps.values()]
+def _overlays(
+    picture: Image.Image, maps: dict[str, torch.Tensor], placing: Placing
+) -> list[Image.Image]:
+    return [overlay(picture, on_picture(saliency, picture, placing)) for saliency in maps.values()]

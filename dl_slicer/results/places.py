@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
@@ -22,12 +21,13 @@ from dl_slicer.model import devices, evaluation
 from dl_slicer.model.checkpoints import Checkpoint
 from dl_slicer.patch_sets import image_files, transforms
 from dl_slicer.patch_sets.image_files import UnreadableImage
-from dl_slicer.results import panels, raster_figures
-from dl_slicer.results.raster_windows import Windows
-from dl_slicer.results.result_folder import Call, new_results, taken_names
-from relevance_cam import rasters
+from dl_slicer.results import explorers, panels, raster_figures, raster_windows
+from dl_slicer.results.raster_windows import SeenRaster, Windows
+from dl_slicer.results.result_folder import Call, new_results
 
 NAMED = 5  # cities named for a file
+GIS = (".places.tif", ".certainty.tif", ".probabilities.tif", ".places.geojson")
+ENDINGS = (".jpg", *GIS, f"{GIS[0]}.aux.xml")  # of the files of a raster, besides the explorer's
 ALL = "all files"
 HEADLINE = (
     f"{'file':<40}{'patches':>8}   most similar cities: mean probability of its patches"
@@ -36,20 +36,20 @@ HEADLINE = (
 
 
 class ImageFile(NamedTuple):
-    """An image and its size in pixels."""
+    """An image, the folder that it was found by, and how large what is covered of it is."""
 
     path: Path
-    width: int
-    height: int
+    root: Path
+    megapixels: float
 
 
-def find_files(paths: Sequence[str | Path], patch_size: int) -> list[ImageFile]:
+def find_files(paths: Sequence[str | Path], checkpoint: Checkpoint) -> list[ImageFile]:
     """Files and the images below folders, each once.
 
     InputError, a line a fault, if one cannot be used: from the header alone, so that it comes
     before hours of work.
     """
-    files = []
+    files = {}
     faults = []
     for path in map(Path, paths):
         try:
@@ -57,14 +57,15 @@ def find_files(paths: Sequence[str | Path], patch_size: int) -> list[ImageFile]:
         except InputError as error:
             faults.append(str(error))
             continue
+        root = path if path.is_dir() else path.parent
         for file in listed:
             try:
-                files.append(_check_image(file, patch_size))
+                files.setdefault(file, _check_image(file, root, checkpoint))
             except InputError as error:
                 faults.append(str(error))
     if faults:
         raise InputError("\n".join(faults))
-    return list(dict.fromkeys(files))
+    return list(files.values())
 
 
 def _list_images(path: Path) -> list[Path]:
@@ -86,19 +87,12 @@ def _is_visible_image(file: Path, folder: Path) -> bool:
     return not any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
-def _check_image(file: Path, patch_size: int) -> ImageFile:
+def _check_image(file: Path, root: Path, checkpoint: Checkpoint) -> ImageFile:
     try:
-        with image_files.open_image(file) as image:
-            width, height = image.size
+        with raster_windows.open_raster(file, checkpoint, root) as seen:
+            return ImageFile(file, root, seen.megapixels)
     except UnreadableImage as error:
         raise InputError(f"--images {printable(file)}: {error}") from None
-    if min(width, height) < patch_size:
-        raise InputError(
-            f"--images {printable(file)}: {width} x {height} pixels, smaller than a patch of"
-            f" {patch_size} x {patch_size} pixels;"
-            " take a larger picture of the same ground resolution"
-        )
-    return ImageFile(file, width, height)
 
 
 @dataclass
@@ -186,14 +180,14 @@ def compare(
 ) -> None:
     """Print, and write to <out>/places.csv, which cities the files resemble.
 
-    Each raster of several patches gets a figure: <out>/<its name>.jpg.
+    Each raster of several patches gets a figure, <out>/<its name>.jpg, the layers of its explorer
+    and, if it is known where it lies, files for a GIS.
     InputError at the end, when all else is written, if the pixels of a file could not be read.
     """
-    files = find_files(paths, Windows.of(checkpoint).patch_size)
+    files = find_files(paths, checkpoint)
     network = Network(model, checkpoint, device, dtype)
     with new_results(call) as new:
-        inputs = {file.path.name for file in files if file.path.parent.samefile(call.out)}
-        found = _compare_files(files, network, classes, new, taken_names(call) | inputs)
+        found = _compare_files(files, network, classes, new, call)
         if found.total is None:
             raise InputError("\n".join(found.faults))
         rows = found.rows + as_rows(ALL, found.total, classes, figure="")
@@ -202,8 +196,8 @@ def compare(
         print(as_line(ALL, found.total, classes))
     print(closing_words(Windows.of(checkpoint).patch_size, len(classes)))
     figures = any(row["figure"] for row in rows)
-    pictures = ", a picture for each raster" if figures else ""
-    print(f"results: {call.out}/places.csv{pictures}")
+    pictures = ", a picture and a page for each raster" if figures else ""
+    print(f"results: {call.out}/places.csv{pictures}{found.said()}")
     if found.faults:
         raise InputError("\n".join(found.faults))
 
@@ -225,89 +219,92 @@ class Found:
     rows: list[dict]  # of places.csv
     faults: list[str]  # a line for each file that could not be read
     total: Resemblance | None = None  # of all patches
+    placed: int = 0  # rasters whose place on the ground is known
+
+    def said(self) -> str:
+        """Say what was written for a GIS."""
+        if not self.placed:
+            return ""
+        return f"; for a GIS: <raster>{', '.join(GIS)}"
 
 
 def _compare_files(
-    files: Sequence[ImageFile],
-    network: Network,
-    classes: Sequence[str],
-    out: Path,
-    taken: set[str],
+    files: Sequence[ImageFile], network: Network, classes: Sequence[str], new: Path, call: Call
 ) -> Found:
-    """Print what each file resembles, and write the figures of those of several patches."""
-    windows = Windows.of(network.checkpoint)
-    used = set(taken)
+    """Print what each file resembles, and write the answers of those of several patches."""
+    # A picture that lies beside the results may have the name of its figure.
+    used = {file.path.stem for file in files if file.path.parent.resolve() == call.out.resolve()}
     found = Found([], [])
     print(HEADLINE)
-    megapixels = sum(file.width * file.height for file in files) / 1e6
-    with tqdm(
-        total=megapixels, desc="comparing", unit=" megapixels", disable=None, leave=False
-    ) as bar:
-        for file in files:
+    total = sum(file.megapixels for file in files)
+    with tqdm(total=total, desc="comparing", unit=" megapixels", disable=None, leave=False) as bar:
+        for file, root, _ in files:
             try:
-                raster = image_files.read_image(file.path)
+                with raster_windows.open_raster(file, network.checkpoint, root) as seen:
+                    for remark in seen.raster.remarks:
+                        bar.write(f"{printable(file)}: {printable(remark)}")
+                    probabilities = classify(network, seen, bar)
+                    figure = ""
+                    if len(probabilities) > 1:
+                        name = explorers.pick_name(file, ENDINGS, call, used)
+                        used.add(name)
+                        by_place = seen.by_place(probabilities)
+                        write_answers(new, name, file, seen, by_place, classes)
+                        explorer = f"{name}{explorers.FOLDER}"
+                        before = call.out / explorer
+                        explorers.write(
+                            new / explorer, file, seen, by_place, classes, before=before
+                        )
+                        found.placed += seen.is_placed
+                        figure = f"{name}.jpg"
             except UnreadableImage as error:
-                found.faults.append(f"--images {printable(file.path)}: {error}")
+                found.faults.append(f"--images {printable(file)}: {error}")
                 continue
-            pixels = windows.resize(raster)
-            corners, probabilities = classify(
-                network.model, pixels, windows, network.checkpoint, network.device, network.dtype
-            )
-            figure = ""
-            if len(corners) > 1:
-                figure = _unused_name(file.path.stem, used)
-                used.add(figure)
-                by_place = rasters.mean_by_place(
-                    corners, probabilities, pixels.shape, windows.size, windows.step
-                )
-                write_figure(out / figure, file.path, raster, by_place, classes)
             resemblance = Resemblance.of(probabilities)
-            bar.write(as_line(file.path, resemblance, classes))
-            found.rows += as_rows(file.path, resemblance, classes, figure)
+            bar.write(as_line(file, resemblance, classes))
+            found.rows += as_rows(file, resemblance, classes, figure)
             found.total = resemblance if found.total is None else found.total + resemblance
-            bar.update(file.width * file.height / 1e6)
     return found
 
 
-def _unused_name(stem: str, used: set[str]) -> str:
-    """Give <stem>.jpg, or <stem>_2.jpg and so on where that name is taken."""
-    name = f"{stem}.jpg"
-    number = 2
-    while name in used:
-        name = f"{stem}_{number}.jpg"
-        number += 1
-    return name
-
-
-def write_figure(
-    path: Path, file: Path, raster: Image.Image, by_place: np.ndarray, classes: Sequence[str]
+def write_answers(
+    new: Path,
+    name: str,
+    file: Path,
+    seen: SeenRaster,
+    by_place: np.ndarray,
+    classes: Sequence[str],
 ) -> None:
-    """Write the figure of a raster. file: where it was read, by_place: (rows, cols, K)."""
+    """Write the figure of a raster and, if it is known where it lies, its files for a GIS.
+
+    file: where it was read, by_place: (rows, cols, K).
+    """
     codes = cities.labels(classes)
     title = printable(Path(*file.parts[-3:]))
-    panels.save_jpeg(path, raster_figures.raster_figure(raster, by_place, codes, title))
+    figure = raster_figures.raster_figure(seen.picture, by_place, codes, title)
+    panels.save_jpeg(new / f"{name}.jpg", figure)
+    if not seen.is_placed:
+        return
+    # GDAL takes a third of a second, which plain pictures do without.
+    from dl_slicer.results import geotiffs, place_polygons
+
+    cells = geotiffs.Cells(*by_place.shape[:2], seen.transform(seen.cell), seen.raster.crs)
+    geotiffs.write_places(new, name, cells, by_place, classes)
+    place_polygons.write_places(new / f"{name}.places.geojson", cells, by_place, classes)
 
 
-def classify(
-    model: nn.Module,
-    pixels: np.ndarray,
-    windows: Windows,
-    checkpoint: Checkpoint,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> tuple[list[tuple[int, int]], np.ndarray]:
-    """Upper left corners (y, x) of the n windows that cover a raster, and probabilities (n, K).
-
-    pixels: uint8 (H, W, 3) at the network's scale; probabilities: float64.
-    """
-    batch_size = 512 if device.type == "cuda" else 64
-    corners = rasters.window_corners(*pixels.shape[:2], windows.size, windows.step)
+def classify(network: Network, seen: SeenRaster, bar: tqdm) -> np.ndarray:
+    """Probabilities float64 (n, K) of the n windows with data; what is read counts on a bar."""
+    device = network.device
+    checkpoint = network.checkpoint
+    # On a CPU larger batches are as fast, but what lives longer than they do scatters over memory.
+    batch_size = 512 if device.type == "cuda" else 16
     probabilities = []
-    with torch.inference_mode(), devices.autocast(device, dtype):
-        for i in range(0, len(corners), batch_size):
-            batch = rasters.cut_windows(pixels, corners[i : i + batch_size], windows.size)
-            images = transforms.normalise(batch.to(device), checkpoint.mean, checkpoint.std)
-            logits = model(images).float()
-            evaluation.check_finite(logits, dtype)
+    with torch.inference_mode(), devices.autocast(device, network.dtype):
+        for _, windows in seen.batches(batch_size, bar):
+            images = torch.from_numpy(windows).to(device)
+            logits = network.model(transforms.normalise(images, checkpoint.mean, checkpoint.std))
+            logits = logits.float()
+            evaluation.check_finite(logits, network.dtype)
             probabilities.append(devices.to_cpu(logits.softmax(1)).double())
-    return corners, torch.cat(probabilities).numpy()
+    return torch.cat(probabilities).numpy()

@@ -289,7 +289,8 @@ class Panels(NamedTuple):
 def draw_panels(patch_set: PatchSet, index: int, saliency: torch.Tensor) -> Panels:
     """Draw a patch and its mask at the patch's own size. saliency: its map (h, w)."""
     patch = picture(patch_set, index)
-    return Panels(patch, panels.masked(patch, panels.on_picture(saliency, patch)))
+    placing = panels.Placing(patch_set.image_size)
+    return Panels(patch, panels.masked(patch, panels.on_picture(saliency, patch, placing)))
 
 
 def picture(patch_set: PatchSet, index: int) -> Image.Image:

@@ -46,27 +46,30 @@ def raster_figure(
     """Draw a raster, the most similar city of each place, and the maps of its saliency, if given.
 
     probability: (rows, cols, K), of places on a grid; codes: of the K cities; maps: {"layer1":
-    (H, W), ...}, of any size. A city has the colour of its class number, as on every figure; cities
-    beyond the NAMED most common are grey. The legend says to what share of the places each city is
-    the most similar.
+    (H, W), ...}, of any size; NaN where there is no data, which stays uncoloured. A city
+    has the colour of its class number, as on every figure; cities beyond the NAMED most common are
+    grey. The legend says to what share of the places each city is the most similar.
     """
     ratio = PANEL / max(raster.size)
     size = tuple(max(1, round(length * ratio)) for length in raster.size)
     picture = raster.resize(size, Image.Resampling.LANCZOS)
-    best = probability.argmax(-1)
-    palette, legend = colour_cities(best, codes)
+    has_data = ~np.isnan(probability[..., 0])
+    best = np.nan_to_num(probability).argmax(-1)
+    palette, legend = colour_cities(best[has_data], codes)
     places = Image.fromarray(palette[best]).resize(size, Image.Resampling.NEAREST)
+    coloured = Image.blend(picture, places, 0.5)
     shown = [
         Panel("raster", picture),
-        Panel("most similar city of each place", Image.blend(picture, places, 0.5)),
+        Panel("most similar city of each place", _where(has_data, coloured, picture)),
     ]
     for layer, values in (maps or {}).items():
-        shown.append(Panel(layer, panels.overlay(picture, _fitted(values, size))))
+        coloured = panels.overlay(picture, _fitted(values, size))
+        shown.append(Panel(layer, _where(~np.isnan(values), coloured, picture)))
     return _arrange(shown, legend, title, scale_bar=bool(maps))
 
 
 def colour_cities(best: np.ndarray, codes: Sequence[str]) -> tuple[np.ndarray, list[LegendEntry]]:
-    """Palette uint8 (K, 3) and legend of the class numbers best (rows, cols) of all places."""
+    """Palette uint8 (K, 3) and legend of the class numbers best (n,) of all places."""
     shares = np.bincount(best.ravel(), minlength=len(codes)) / best.size
     by_share = np.argsort(-shares, kind="stable").tolist()
     common = [city for city in by_share if shares[city]]
@@ -86,13 +89,24 @@ def colour_cities(best: np.ndarray, codes: Sequence[str]) -> tuple[np.ndarray, l
 
 def _fitted(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A map (H, W) scaled to 0 ... 1 and resized to (width, height)."""
-    # Percentiles, since single hot pixels would leave a large raster blank.
-    low, high = np.percentile(values, (1, 99.5))
-    scaled = np.zeros_like(values)
-    if high > low:
-        scaled = np.clip((values - low) / (high - low), 0, 1)
-    image = Image.fromarray(scaled.astype(np.float32))
+    image = Image.fromarray(np.nan_to_num(scaled(values)).astype(np.float32))
     return np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+
+
+def scaled(values: np.ndarray) -> np.ndarray:
+    """A map (H, W) of a whole raster scaled to 0 ... 1; NaN stays where there is no data."""
+    # Percentiles, since single hot pixels would leave a large raster blank.
+    low, high = np.nanpercentile(values, (1, 99.5))
+    if high > low:
+        return np.clip((values - low) / (high - low), 0, 1)
+    return np.where(np.isnan(values), np.nan, 0)
+
+
+def _where(mask: np.ndarray, picture: Image.Image, other: Image.Image) -> Image.Image:
+    """A picture where a mask (h, w) is true, elsewhere another one of the same size."""
+    if mask.all():
+        return picture
+    return Image.composite(picture, other, Image.fromarray(mask).resize(picture.size))
 
 
 def _arrange(

@@ -2,13 +2,14 @@
 
 contents.json in a folder of results names, for each command that wrote there, the flags of its
 last call and its files. Only these are ever replaced or removed: another command's files and
-other people's stay as they are.
+other people's stay as they are. The files of an explorer are shared: each command that adds layers
+lists all that it has written or kept, and what another one lists, too, is replaced but not removed.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,6 +20,7 @@ from dl_slicer.files import atomic, hold
 
 CONTENTS = "contents.json"
 UNFINISHED = ".dl-slicer-unfinished"  # the hidden folder of what is being made
+EXPLORER = ".explorer/"  # within the path of an explorer's file
 NOT_PLACED = "new-results"  # where whole results go that something is in the way of
 
 Contents = dict[str, dict]  # {command: {"flags": {...}, "files": [...]}}
@@ -33,6 +35,7 @@ class Call:
     flags: Mapping[str, object]
     main_file: str  # path within out; it is there only while all others are
     made_later: Sequence[str] = ()  # what other commands make of the files: it goes with them
+    finish: Callable[[Path], None] | None = None  # makes more of the new files, in their folder
 
 
 @contextmanager
@@ -56,6 +59,8 @@ def new_results(call: Call) -> Iterator[Path | None]:
         new.mkdir()
         try:
             yield new
+            if call.finish is not None:
+                call.finish(new)
             _put_in_place(call, contents, new)
         finally:
             _remove(new)
@@ -69,9 +74,24 @@ def taken_names(call: Call) -> set[str]:
     contents = read_contents(call.out)
     if contents is None:
         return set()
-    taken = {name for entry in contents.values() for name in entry["files"]}
+    taken = _all_files(contents)
     taken |= {path.name for path in call.out.iterdir()}
-    return taken - _own_files(call, contents)
+    return taken - _own_files(call, contents) - _shared_files(contents)
+
+
+def listed_files(folder: Path) -> set[str]:
+    """Paths of all commands' files within a folder."""
+    return _all_files(read_contents(folder) or {})
+
+
+def _all_files(contents: Contents) -> set[str]:
+    return {name for entry in contents.values() for name in entry["files"]}
+
+
+def _shared_files(contents: Contents) -> set[str]:
+    """Files of explorers and their pages, to which several commands add."""
+    layers = {name for name in _all_files(contents) if EXPLORER in name}
+    return layers | {f"{name.partition(EXPLORER)[0]}.html" for name in layers}
 
 
 def read_contents(folder: Path) -> Contents | None:
@@ -111,7 +131,7 @@ def _own_files(call: Call, contents: Contents | None) -> set[str]:
 
 def _refuse_if_in_the_way(call: Call, contents: Contents | None, names: Sequence[str]) -> None:
     """InputError, naming it, if something that is not the command's stands in a file's place."""
-    own = _own_files(call, contents)
+    own = _own_files(call, contents) | _shared_files(contents or {})
     for name in names:
         target = call.out / name
         is_others = contents is not None and name not in own and os.path.lexists(target)
@@ -150,7 +170,8 @@ def _put_in_place(call: Call, contents: Contents | None, new: Path) -> None:
     unfinished = {"unfinished": True, "files": sorted({*before, *names})}
     _write_contents(call.out, new, contents | {call.command: entry | unfinished})
     (call.out / call.main_file).unlink(missing_ok=True)
-    for name in sorted(before.difference(names)):
+    others = _all_files({key: contents[key] for key in contents if key != call.command})
+    for name in sorted(before.difference(names, others)):
         _remove_file(call.out, name)
     for name in names:
         if name != call.main_file:

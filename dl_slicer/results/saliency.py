@@ -1,4 +1,4 @@
-"""Saliency of patches and of whole rasters: maps, figures and tables.
+"""Saliency of patches: maps, figures and tables.
 
 Used by python -m relevance_cam.
 """
@@ -6,7 +6,7 @@ Used by python -m relevance_cam.
 import re
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,17 +18,14 @@ from tqdm import tqdm
 
 import relevance_cam
 from dl_slicer import cities
-from dl_slicer.cli import InputError, printable
+from dl_slicer.cli import printable
 from dl_slicer.files import atomic, write_rows
 from dl_slicer.model import devices, evaluation
 from dl_slicer.model.checkpoints import Checkpoint
-from dl_slicer.patch_sets import image_files, transforms
-from dl_slicer.patch_sets.image_files import UnreadableImage
+from dl_slicer.patch_sets import transforms
 from dl_slicer.patch_sets.reading import ArrayPatches, JpegPatches
-from dl_slicer.results import panels, raster_figures
-from dl_slicer.results.raster_windows import Windows
-from dl_slicer.results.result_folder import Call, new_results, taken_names
-from relevance_cam import quality, rasters
+from dl_slicer.results import panels
+from relevance_cam import quality
 
 BATCH_SIZE = 8  # patches explained at a time
 MOST_ON_A_SHEET = 300  # rows of a contact sheet: a JPEG has at most 65,500 pixels
@@ -166,15 +163,17 @@ def explained_patches(explanations: Explanations) -> list[ExplainedPatch]:
 
 
 def write_figures(
-    out: Path, explanations: Explanations, raw: str | Path | None
+    out: Path, explanations: Explanations, raw: str | Path | None, plain: bool = False
 ) -> list[dict[str, str]]:
     """Write a figure for each patch and a contact sheet for each city, as JPEGs below out.
 
     With several methods also a figure for each patch that has them side by side.
-    raw: folder of the rasters, None for where the patch set says they are.
+    raw: folder of the rasters, None for where the patch set says they are; plain: maps are drawn
+    as the published figures are.
     Returns the rows of patches.csv, city by city.
     """
     patch_set = explanations.patch_set
+    placing = panels.Placing(patch_set.image_size, plain)
     labels = dict(zip(patch_set.classes, cities.labels(patch_set.classes), strict=True))
     by_city = {city: [] for city in patch_set.classes}
     for patch in explained_patches(explanations):
@@ -186,17 +185,23 @@ def write_figures(
             pictures = []
             for number, patch in enumerate(patches, 1):
                 picture = patch_set.original(patch.index, raw).convert("RGB")
-                figure = write_patch(out, number, patch, picture)
+                figure = write_patch(out, number, patch, picture, placing)
                 rows.append(as_row(patch, figure.relative_to(out)))
                 if number <= MOST_ON_A_SHEET:
                     pictures.append(picture)
                 bar.update()
             if patches:
-                write_contact_sheet(out / f"{city}.jpg", patches, pictures, labels)
+                write_contact_sheet(out / f"{city}.jpg", patches, pictures, labels, placing)
     return rows
 
 
-def write_patch(out: Path, number: int, patch: ExplainedPatch, picture: Image.Image) -> Path:
+def write_patch(
+    out: Path,
+    number: int,
+    patch: ExplainedPatch,
+    picture: Image.Image,
+    placing: panels.Placing,
+) -> Path:
     """Write <out>/<city>/<number>_<patch>.jpg, and <...>_methods.jpg if there are several.
 
     Returns the path of the first.
@@ -210,9 +215,9 @@ def write_patch(out: Path, number: int, patch: ExplainedPatch, picture: Image.Im
     name = f"{number:02d}_{plain[-LONGEST_NAME:]}"
     figure = out / patch.true / f"{name}.jpg"
     first = next(iter(patch.maps.values()))
-    panels.save_jpeg(figure, panels.patch_figure(picture, first, title, patch.is_right))
+    panels.save_jpeg(figure, panels.patch_figure(picture, first, title, patch.is_right, placing))
     if len(patch.maps) > 1:
-        page = panels.comparison_figure(picture, patch.maps, title, patch.is_right)
+        page = panels.comparison_figure(picture, patch.maps, title, patch.is_right, placing)
         panels.save_jpeg(figure.with_name(f"{name}_methods.jpg"), page)
     return figure
 
@@ -222,6 +227,7 @@ def write_contact_sheet(
     patches: Sequence[ExplainedPatch],
     pictures: Sequence[Image.Image],
     labels: dict[str, str],
+    placing: panels.Placing,
 ) -> None:
     """Write the patches of a city with the maps of the first method, a row each.
 
@@ -243,7 +249,7 @@ def write_contact_sheet(
             label.append((f"explained {labels[patch.explained]}", panels.INK))
         lines.append(label)
     maps = [patch.maps[method] for patch in patches]
-    panels.save_jpeg(file, panels.contact_sheet(pictures, maps, title, lines))
+    panels.save_jpeg(file, panels.contact_sheet(pictures, maps, title, lines, placing))
 
 
 def as_row(patch: ExplainedPatch, figure: Path) -> dict[str, str]:
@@ -292,87 +298,3 @@ def write_quality(
     images = _read(explanations.patch_set, explanations.chosen, checkpoint, device)
     rows = quality.table(model, method_classes, images, explanations.target, layers)
     write_rows(path, rows[0], (row.values() for row in rows))
-
-
-def read_raster(file: Path, windows: Windows) -> Image.Image:
-    """Give the raster as an RGB picture. InputError if it cannot be read or is too small."""
-    try:
-        raster = image_files.read_image(file)
-    except UnreadableImage as error:
-        raise InputError(f"{printable(file)}: {error}") from None
-    patch_size = windows.patch_size
-    if min(raster.size) < patch_size:
-        raise InputError(
-            f"{printable(file)}: {raster.width} x {raster.height} pixels,"
-            f" smaller than a patch of {patch_size} x {patch_size}"
-        )
-    return raster
-
-
-def explain_raster(
-    file: Path,
-    methods: dict[str, Callable],
-    checkpoint: Checkpoint,
-    target: int | None,
-    device: torch.device,
-    call: Call,
-    save_maps: bool,
-) -> None:
-    """Write <raster>_<method>.jpg for a whole raster, and its maps (.npz) if asked for.
-
-    Results of the same raster are replaced, those of others stay.
-    methods: {name: RelevanceCAM(model, layers), ...}; target: class index, or None for the most
-    probable city. InputError if the file cannot be read or is smaller than a patch.
-    """
-    classes = checkpoint.classes
-    codes = cities.labels(classes)
-    windows = Windows.of(checkpoint)
-    raster = read_raster(file, windows)
-    pixels = windows.resize(raster)
-
-    def prepare(images: torch.Tensor) -> torch.Tensor:
-        return transforms.normalise(images.to(device), checkpoint.mean, checkpoint.std)
-
-    call = replace(call, command=f"{call.command} --raster {file.resolve()}")
-    figures = name_raster_figures(file, list(methods), taken_names(call))
-    said = []
-    with new_results(replace(call, main_file=figures[0])) as new:
-        for figure, (name, method) in zip(figures, methods.items(), strict=True):
-            maps, probability, explained = rasters.blend(
-                method, pixels, windows.size, windows.step, prepare, target, show_progress
-            )
-            evaluation.check_finite(torch.from_numpy(probability.astype(np.float32)), torch.float32)
-            title = f"{printable(file.name)}: {name} for {classes[explained]}"
-            page = raster_figures.raster_figure(raster, probability, codes, title, maps)
-            panels.save_jpeg(new / figure, page)
-            said.append(
-                f"{printable(file.name)}: explained as {printable(classes[explained])}, mean"
-                f" probability {probability[..., explained].mean():.3f}; {call.out / figure}"
-            )
-            if save_maps:
-                with atomic((new / figure).with_suffix(".npz")) as opened:
-                    np.savez_compressed(
-                        opened,
-                        probability=probability.astype(np.float32),
-                        classes=classes,
-                        target=explained,
-                        **maps,
-                    )
-    print(*said, sep="\n")
-
-
-def name_raster_figures(file: Path, methods: Sequence[str], taken: set[str]) -> list[str]:
-    """Give the names of a raster's figures, one a method.
-
-    They begin with the raster's name; where that is taken, as rasters of two sites often have one
-    name, with the names of its folders before it, as many as are needed.
-    """
-    parts = file.resolve().parts
-    for depth in range(1, len(parts)):
-        stem = "_".join([*parts[-depth:-1], file.stem])
-        names = [f"{stem}_{method}" for method in methods]
-        if not any(f"{name}{suffix}" in taken for name in names for suffix in (".jpg", ".npz")):
-            return [f"{name}.jpg" for name in names]
-    raise InputError(
-        f"{printable(file)}: figures of this name are there already; choose another --out"
-    )

@@ -143,7 +143,9 @@ def test_rasters_of_one_name_have_figures_of_their_own(data, finished, tmp_path)
         __main__.main(arguments(data, finished, tmp_path, *flags, str(raster)))
     names = {f"{stem}_relevance-cam.jpg" for stem in rasters.values()}
     before = files(tmp_path)
-    assert set(before) == {*names, "contents.json"}
+    pictures = {path for path in before if ".explorer/" not in path}
+    pages = {f"{stem}.html" for stem in rasters.values()}
+    assert pictures == {*names, *pages, "contents.json"}
     # The same raster again replaces its own.
     raster = data.parent / "raw" / "Bb (BBB)" / "site0" / "2020.png"
     __main__.main(arguments(data, finished, tmp_path, *flags, str(raster), "--target", "AAA"))
@@ -161,20 +163,31 @@ def test_more_patches_than_a_sheet_has_room_for(data, finished, tmp_path, monkey
         assert sheet.height < 2 * 180
 
 
+def blend(method, pixels, prepare):
+    """Maps and probabilities by place of a raster, in windows of 32 pixels every 16."""
+    grid = rasters.Grid(*pixels.shape[:2], 32, 16)
+    strips = (pixels[y : y + 7] for y in range(0, len(pixels), 7))
+    batches = rasters.cut_windows(strips, grid.corners(), 32, 8)
+    parts = list(rasters.blend(method, batches, grid, prepare, 1))
+    maps = {layer: np.concatenate([part.rows[layer] for part in parts]) for layer in parts[0].rows}
+    probabilities = np.concatenate([part.probabilities for part in parts])
+    return maps, rasters.mean_by_place(grid.corners(), probabilities, grid)
+
+
 def test_blend_of_one_window_is_its_map():
     def method(images, target):
         return {"layer1": images.mean(1)}, torch.tensor([[0.0, 1.0]]).expand(len(images), 2)
 
     def prepare(windows):
-        return windows.permute(0, 3, 1, 2).float()
+        return torch.from_numpy(windows).permute(0, 3, 1, 2).float()
 
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    maps, probability, target = rasters.blend(method, pixels, 32, 16, prepare, 1)
+    maps, probability = blend(method, pixels, prepare)
     np.testing.assert_allclose(maps["layer1"], pixels.mean(2), rtol=1e-4)
     # Overlapping windows that agree give the same map again, without seams, also at an edge that
     # is off the step.
     pixels = np.random.default_rng(0).integers(0, 256, (75, 90, 3), dtype=np.uint8)
-    maps, probability, _ = rasters.blend(method, pixels, 32, 16, prepare, 1)
+    maps, probability = blend(method, pixels, prepare)
     np.testing.assert_allclose(maps["layer1"], pixels.mean(2), rtol=1e-4)
     assert probability.shape == (5, 6, 2)
 

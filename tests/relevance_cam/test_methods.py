@@ -12,7 +12,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from tqdm import tqdm
 
 from relevance_cam import GradCAM, GradCAMPlusPlus, RelevanceCAM, ScoreCAM
-from relevance_cam.maps import upsample
+from relevance_cam.maps import place
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
 
@@ -188,9 +188,9 @@ def hits(method, model, x, target, corner):
     maps, _ = method(model, LAYERS)(x, target)
     found = {}
     for name in LAYERS:
-        peak = upsample(maps[name], (SIZE, SIZE)).flatten(1).argmax(1)
-        place = torch.stack([peak // SIZE, peak % SIZE], 1)
-        found[name] = ((place >= corner) & (place < corner + SQUARE)).all(1).float().mean().item()
+        peak = place(maps[name], (SIZE, SIZE)).flatten(1).argmax(1)
+        spot = torch.stack([peak // SIZE, peak % SIZE], 1)
+        found[name] = ((spot >= corner) & (spot < corner + SQUARE)).all(1).float().mean().item()
     return found
 
 

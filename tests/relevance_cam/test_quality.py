@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from relevance_cam import GradCAM, RelevanceCAM, quality
-from relevance_cam.maps import mask, scale, upsample
+from relevance_cam.maps import mask, scale
 
 
 class Corner(nn.Module):
@@ -44,10 +44,6 @@ def test_scale():
     maps = torch.tensor([[[1.0, 2.0], [3.0, 5.0]], [[-4.0, -4.0], [-4.0, -4.0]]])
     assert scale(maps).tolist() == [[[0, 0.25], [0.5, 1]], [[0, 0], [0, 0]]]
     assert scale(maps[0]).tolist() == [[0, 0.25], [0.5, 1]]
-
-
-def test_upsample():
-    assert upsample(torch.tensor([[[0.0, 4.0]]]), (2, 4)).tolist() == [[[0, 1, 3, 4], [0, 1, 3, 4]]]
 
 
 def test_mask():

@@ -166,7 +166,7 @@ def test_folders_and_files_of_one_name(tmp_path):
     rows = compare(tmp_path / "out", tmp_path / "a", tmp_path / "b", tmp_path / "a" / "2020.png")
     assert [(row["file"], row["figure"]) for row in rows if row["rank"] == "1"] == [
         (str(tmp_path / "a" / "2020.png"), "2020.jpg"),
-        (str(tmp_path / "b" / "2020.png"), "2020_2.jpg"),
+        (str(tmp_path / "b" / "2020.png"), "b_2020.jpg"),
         ("all files", ""),
     ]
 
@@ -175,10 +175,13 @@ def test_figures_of_the_call_before_go_and_other_peoples_stay(tmp_path):
     out = tmp_path / "out"
     compare(out, halves(tmp_path / "one.png"), halves(tmp_path / "two.png"))
     (out / "three.jpg").write_text("mine")
-    rows = compare(out, halves(tmp_path / "two.png"), halves(tmp_path / "three.png"))
-    assert {row["figure"] for row in rows} == {"two.jpg", "three_2.jpg", ""}
+    three = halves(tmp_path / "three.png")
+    named = f"{tmp_path.name}_three"
+    rows = compare(out, halves(tmp_path / "two.png"), three)
+    assert {row["figure"] for row in rows} == {"two.jpg", f"{named}.jpg", ""}
+    pictures = ["three.jpg", "two.explorer", "two.jpg", f"{named}.explorer", f"{named}.jpg"]
     found = sorted(path.name for path in out.iterdir())
-    assert found == ["contents.json", "places.csv", "three.jpg", "three_2.jpg", "two.jpg"]
+    assert found == sorted(["contents.json", "places.csv", *pictures])
     assert (out / "three.jpg").read_text() == "mine"
 
 
@@ -186,7 +189,7 @@ def test_pictures_are_not_replaced_by_their_figures(tmp_path):
     halves(tmp_path / "two.jpg")
     before = (tmp_path / "two.jpg").read_bytes()
     rows = compare(tmp_path, tmp_path / "two.jpg")
-    assert rows[0]["figure"] == "two_2.jpg"
+    assert rows[0]["figure"] == f"{tmp_path.name}_two.jpg"
     assert (tmp_path / "two.jpg").read_bytes() == before
 
 

@@ -162,6 +162,7 @@ def test_sheets_hold_the_patches_and_their_masks(tmp_path):
     assert [row["tile"] for row in rows] == numbered
     assert sorted(f"tiles/{path.name}" for path in (folder / "tiles").iterdir()) == numbered
 
+    placing = panels.Placing(patch_set.image_size)
     cam = RelevanceCAM(model, layers=("layer3",))
     names = [patch_set.name(i) for i in range(len(patch_set))]
     places = sheet_places(rows)
@@ -172,7 +173,7 @@ def test_sheets_hold_the_patches_and_their_masks(tmp_path):
         images = (torch.from_numpy(patch_set.read([index])).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
         saliency = cam(images, target)[0]["layer3"][0]
         picture = patch_set.original(index)
-        masked = panels.masked(picture, panels.on_picture(saliency, picture))
+        masked = panels.masked(picture, panels.on_picture(saliency, picture, placing))
         sheet = Image.open(folder / f"{row['city']}.jpg").convert("RGB")
         tile = Image.open(folder / row["tile"]).convert("RGB")
         side = int(row["side"])
