@@ -1,5 +1,6 @@
 """Rasters of every kind behind one interface: a size, windows, and where they lie on the ground."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class View:
     crs: str | None = None
 
 
-class Raster:
+class Raster(ABC):
     """A raster as a view shows it.
 
     width, height: pixels of the view. crs: "EPSG:32611" or WKT, None without georeference.
@@ -72,11 +73,11 @@ class Raster:
         """The raster as one RGB image, if it is small enough to be read whole by Pillow."""
         return None
 
+    @abstractmethod
     def read(
         self, x: int, y: int, width: int, height: int, stretch: Stretch | None = None
     ) -> np.ndarray:
         """Pixels as uint8 (height, width, 3); stretch: the range to take instead of the view's."""
-        raise NotImplementedError
 
     def data_mask(self, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Bool (height, width), True where there is data."""
@@ -91,13 +92,13 @@ class Raster:
         ]
         return np.concatenate(strips)
 
+    @abstractmethod
     def range_of(self, x: int, y: int, width: int, height: int) -> Stretch:
         """The 2nd and 98th percentile over a thin sample of the data, all bands together."""
-        raise NotImplementedError
 
+    @abstractmethod
     def thumbnail(self, longest: int) -> Image.Image:
         """The whole view as a Pillow RGB image whose longer side is at most `longest` pixels."""
-        raise NotImplementedError
 
 
 class _WholeRaster(Raster):
