@@ -23,8 +23,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     folder = Path(parser.parse_args(argv).folder)
     explorers = explorer.find_explorers(folder)
-    # A command that ends meanwhile would have the pages of half its results, or of those of before.
-    with files.hold(folder) if folder.is_dir() else nullcontext():
+    results = folder.parent if explorers == [folder] else folder
+    # A command that ends meanwhile would have pages of half its results, or of those of before.
+    with files.hold(results) if results.is_dir() else nullcontext():
         if not explorers or (folder / "metrics.json").exists():
             print(page.write_report(folder))
         for found in explorers:

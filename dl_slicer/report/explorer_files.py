@@ -7,6 +7,7 @@ were read here, is a fault of ours.
 import io
 import json
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ MOST_PIXELS = 4096  # of a picture's longer side
 MOST_CITIES = 10_000
 MOST_PLACES = 16_384  # a row or a column: browsers draw no larger picture
 LARGEST_SIDE = 10**8  # pixels of a raster
+LONGEST_REASON = 200  # characters
 ONCE_MORE = "run the command that made it again"
 
 
@@ -64,7 +66,7 @@ class Explorer:
 def read_explorer(folder: Path) -> Explorer:
     """Read explorer.json and what it names. InputError if a thing is missing or wrong."""
     try:
-        found = json.loads((folder / "explorer.json").read_text(encoding="utf-8"))
+        found = json.loads(_read_file(folder, "explorer.json"))
         return _explorer(_mapping(found, "explorer.json"), folder)
     except FileNotFoundError as error:
         reason = f"{Path(error.filename).name} is not there"
@@ -72,6 +74,8 @@ def read_explorer(folder: Path) -> Explorer:
         reason = f"explorer.json has no {error.args[0]}"
     except (ValueError, OSError, RecursionError, Image.DecompressionBombError) as error:
         reason = str(error)
+    if len(reason) > LONGEST_REASON:
+        reason = f"{reason[:LONGEST_REASON]} …"
     raise InputError(f"{printable(folder)}: no whole explorer ({printable(reason)}); {ONCE_MORE}")
 
 
@@ -131,8 +135,10 @@ def _saliency(found: Any, folder: Path, size: tuple[int, int]) -> list[SaliencyL
 
 def _read_file(folder: Path, name: Any) -> bytes:
     path = folder / _text(name, "the name of a file")
-    if not path.resolve().is_relative_to(folder.resolve()):
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise ValueError(f"{name} lies outside the folder")
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ValueError(f"{name} is no file")
     return path.read_bytes()
 
 

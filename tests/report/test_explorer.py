@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import time
 
 import browser
 import numpy as np
@@ -21,6 +23,7 @@ from made_up_results import made_up
 from page_checks import CONTRAST, SMUGGLED, WIDE, check, needs_browser
 from PIL import Image
 
+from dl_slicer import files
 from dl_slicer.cities import colour
 from dl_slicer.cli import InputError
 from dl_slicer.report.__main__ import main
@@ -127,6 +130,9 @@ def test_the_command_makes_all_pages_of_a_folder_again(tmp_path, capsys):
     assert capsys.readouterr().out.split() == [str(path) for path in paths]
     assert all(path.exists() for path in paths)
     paths[1].unlink()
+    with files.hold(tmp_path / "places"), pytest.raises(InputError, match="writes into this"):
+        main([str(tmp_path / "places" / "b.explorer")])
+    assert not paths[1].exists()
     main([str(tmp_path / "places" / "b.explorer")])
     assert paths[1].exists()
     made_up(tmp_path / "test_b", ["Aa", "Bb"], pictures=False).unlink()
@@ -167,6 +173,19 @@ def link_outside(folder):
     (folder / "raster.jpg").symlink_to("../outside.jpg")
 
 
+def link_to_itself(folder):
+    (folder / "shares.u8").unlink()
+    (folder / "shares.u8").symlink_to("shares.u8")
+
+
+def pipe(name):
+    def make(folder):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return make
+
+
 FAULTS = {
     "no_json": (lambda folder: (folder / "explorer.json").unlink(), "explorer.json is not there"),
     "half_a_json": (cut_in_half("explorer.json"), "no whole explorer"),
@@ -186,6 +205,12 @@ FAULTS = {
     "absolute_path": (changed(picture="/etc/passwd"), "outside the folder"),
     "path_upwards": (changed(shares="../shares.u8"), "outside the folder"),
     "link_outside": (link_outside, "outside the folder"),
+    "link_to_itself": (link_to_itself, "symbolic links"),
+    "pipe": (pipe("raster.jpg"), "raster.jpg is no file"),
+    "pipe_for_the_json": (pipe("explorer.json"), "explorer.json is no file"),
+    "json_too_deep": (lambda f: (f / "explorer.json").write_text("[" * 100_000), "recursion"),
+    "name_too_long": (changed(picture="a" * 5000), "aaa …"),
+    "name_with_a_zero": (changed(picture="a\0b"), "no whole explorer"),
     "no_picture": (changed(picture="no.jpg"), "no.jpg is not there"),
     "half_a_picture": (cut_in_half("raster.jpg"), "no whole JPEG or PNG"),
     "shares_for_a_picture": (changed(picture="shares.u8"), "no whole JPEG or PNG"),
@@ -209,6 +234,7 @@ def test_a_damaged_folder_is_refused_in_one_line(tmp_path, fault):
     assert words in line
     assert str(folder) in line
     assert "\n" not in line
+    assert len(line) < 500
     assert not (tmp_path / "a.html").exists()
 
 
@@ -280,7 +306,7 @@ def choose(page, selector, value):
       select.value = '{value}';
       select.dispatchEvent(new Event('input'));
     }})()""")
-    page.run("new Promise(done => setTimeout(done, 150))")
+    page.run(READY)
 
 
 def shown_at(page):
@@ -321,6 +347,7 @@ def test_each_layer_shows_its_colours(page, pages, width):
     shown.set("cities", True, 100)
     assert shown.colour(row, column) == (*colour(3), 255)
     assert shown.colour(2, 2) == (*colour(0), 255)
+    assert shown.colour(row - 0.45, column) == (*colour(3), 255)  # up to the rim of the place
     assert shown.colour(0, 5)[3] == 0  # no data
     shown.set("cities", True, 50)
     assert abs(shown.colour(row, column)[3] - 128) <= 1
@@ -329,11 +356,14 @@ def test_each_layer_shows_its_colours(page, pages, width):
     assert shown.colour(row, column) == (*RAMPS["saliency"][-1], 255)
     assert shown.colour(row, 1)[3] < 60
     choose(page, "#depth", 1)
-    assert shown.colour(row, 1) == (*RAMPS["saliency"][-1], 255)
+    until = time.time() + 10
+    while shown.colour(row, 1) != (*RAMPS["saliency"][-1], 255):  # its picture is being decoded
+        assert time.time() < until
     shown.set("saliency", False)
     shown.set("share", True, 100)
     choose(page, "#city", 3)
     assert shown.colour(row, column) == (*RAMPS["share"][-1], 255)  # nowhere is it higher
+    assert shown.colour(0, 5)[3] == 0
     assert page.run("document.getElementById('share-most').textContent") == "60 %"
     page.run("document.querySelector('[data-city=\"5\"]').click()")
     page.run(READY)
@@ -357,14 +387,17 @@ def test_the_place_under_the_pointer_is_named(page, pages):
 
 @needs_browser
 def test_keys_go_from_place_to_place(page, pages):
-    opened(page, pages["whole"], 390)
+    shown = opened(page, pages["whole"], 390)
     place, similar = shown_at(page)
     assert place == (ROWS // 2, COLS // 2)
     assert similar == expected(*place)
+    white = (255, 255, 255, 255)
+    assert shown.colour(place[0] - 0.5, place[1]) == white
     page.run("document.getElementById('map').focus()")
     page.press("ArrowLeft", 37)
     page.press("ArrowUp", 38)
     assert shown_at(page) == ((1, 2), expected(1, 2))
+    assert page.run(READY) and shown.colour(0.5, 2) == white
     said = page.run("document.getElementById('said').textContent")
     assert "Row 2 of 4, column 3 of 6" in said
     assert f"{expected(1, 2)[0][0]}\n{expected(1, 2)[0][1]}" in said
