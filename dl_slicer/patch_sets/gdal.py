@@ -2,7 +2,6 @@
 
 import logging
 import os
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,28 +37,7 @@ SETTINGS = {
     "GDAL_MAX_DATASET_POOL_SIZE": 64,
 }
 FAULTS = (RasterioError, CRSError, CPLE_BaseError, OSError)
-_redirecting = threading.Lock()  # one thread at a time puts another file in the place of stderr
-
 DAMAGED = "is damaged or cut off, its pixels cannot be read; replace or delete it"
-
-
-@contextmanager
-def _without_stderr() -> Iterator[None]:
-    """Keep libgeotiff's messages from the screen: it writes them past all that GDAL offers."""
-    with _redirecting:
-        try:
-            kept = os.dup(2)
-        except OSError:  # there is no screen
-            yield
-            return
-        try:
-            nothing = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nothing, 2)
-            os.close(nothing)
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
 
 
 @contextmanager
@@ -67,7 +45,7 @@ def opened(path: str, driver: str) -> Iterator[rasterio.DatasetReader]:
     """Open a local file by one driver. UnreadableImage if it cannot, or names other files."""
     with session():
         try:
-            with _without_stderr():
+            with image_files.without_stderr():
                 dataset = rasterio.open(Path(path), driver=driver)
         except FAULTS:
             raise UnreadableImage(image_files.NO_IMAGE) from None

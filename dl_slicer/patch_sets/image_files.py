@@ -4,9 +4,10 @@ import logging
 import os
 import stat
 import struct
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,39 @@ def is_image_name(name: str) -> bool:
 def is_passed_over(folder: str) -> bool:
     """Whether a folder of this name is hidden or a system's own: it holds nobody's rasters."""
     return folder.startswith(".") or folder in SYSTEM_FOLDERS
+
+
+class _Screen:
+    """Where stderr goes, and how many calls want it to be nowhere."""
+
+    lock = threading.Lock()
+    silent = 0
+    kept: int | None = None
+
+
+@contextmanager
+def without_stderr() -> Iterator[None]:
+    """Keep from the screen what libraries in C write to it past Python, in all threads.
+
+    libtiff in Pillow and libgeotiff in GDAL do that where a file is damaged.
+    """
+    with _Screen.lock:
+        _Screen.silent += 1
+        if _Screen.silent == 1:
+            with suppress(OSError):  # there may be no screen
+                _Screen.kept = os.dup(2)
+                nothing = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nothing, 2)
+                os.close(nothing)
+    try:
+        yield
+    finally:
+        with _Screen.lock:
+            _Screen.silent -= 1
+            if _Screen.silent == 0 and _Screen.kept is not None:
+                os.dup2(_Screen.kept, 2)
+                os.close(_Screen.kept)
+                _Screen.kept = None
 
 
 @contextmanager
@@ -156,7 +190,8 @@ def read_image(path: str | Path) -> Image.Image:
     """
     with open_image(path) as image:
         is_deep = ";16" in str(image.tile)  # Pillow tells it nowhere else, and forgets it below
-        image.load()
+        with without_stderr() if image.format == "TIFF" else nullcontext():
+            image.load()
         if image.mode == "F":
             raise UnreadableImage(
                 "its pixels are floating-point numbers; convert it to 8 or 16 bits a channel"
