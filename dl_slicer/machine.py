@@ -45,6 +45,15 @@ def keep_memory() -> None:
         mallopt(TRIM_THRESHOLD, 2**31 - 1)
 
 
+def return_memory() -> None:
+    """Have the C library (glibc) give the memory of large arrays back as soon as they are freed.
+
+    Kept memory is scattered with small things that live longer: over hours it grows without end.
+    """
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 2**21)
+
+
 def allow_open_files(count: int) -> None:
     """Raise the limit of open files to `count` and some to spare, as far as the system lets us.
 

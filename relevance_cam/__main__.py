@@ -17,7 +17,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from dl_slicer import cities
+from dl_slicer import cities, machine
 from dl_slicer.cli import InputError, Parser, number, printable, run
 from dl_slicer.files import write_rows
 from dl_slicer.model import flags
@@ -140,6 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     finish = write_explorers if args.raster else None
     call = result_folder.Call(out, "relevance_cam", vars(args), "patches.csv", finish=finish)
     if args.raster is not None:
+        machine.return_memory()
         wanted = raster_saliency.Wanted(target, args.save_maps, args.plain_resize)
         raster_saliency.explain_raster(Path(args.raster), methods, checkpoint, device, call, wanted)
         return

@@ -165,10 +165,14 @@ class _RollingSum:
         """Give the rows above a new top, and begin there."""
         size, width = self.values.shape
         count = top - self.top
-        done = self.values[:count]
+        done = self.values[:count].clone()
         if count > size:
             done = torch.cat([done, torch.zeros(count - size, width)])
-        self.values = torch.cat([self.values[count:], torch.zeros(min(count, size), width)])
+        # In place: new arrays for each row of windows would scatter over the memory.
+        left = max(0, size - count)
+        values = self.values.numpy()
+        values[:left] = values[size - left :]
+        values[left:] = 0
         self.top = top
         return done
 
