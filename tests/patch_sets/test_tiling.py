@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import shutil
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -200,7 +201,8 @@ def test_no_space(preprocess, tmp_path, monkeypatch):
     assert files(tmp_path / "out") == before
 
 
-def test_the_space_that_is_asked_for(preprocess, tmp_path, capsys):
+def test_the_space_that_is_asked_for(preprocess, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tiling.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**12))
     # 100 held-out rasters of 4800 x 4800: twice 2240 x 1120 x 3 bytes each; 342 patches each, and
     # 500 of test_b once more.
     Image.new("RGB", (4800, 4800)).save(tmp_path / "x.jpg")
