@@ -44,7 +44,7 @@ def _place_along(axis: int, maps: torch.Tensor, length: int, seen: int | None) -
         stride = length / count
     else:
         stride = _stride(count, seen)
-    pixels = torch.arange(length, device=maps.device, dtype=maps.dtype)
+    pixels = maps.new_ones(length).cumsum(0) - 1  # of the maps' type, where they are
     # A pixel's centre lies half a pixel from its edge, in the picture and in what was seen.
     at = ((pixels + 0.5) * (seen / length) - 0.5) / stride
     at = at.clamp(0, count - 1)

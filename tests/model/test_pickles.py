@@ -220,8 +220,9 @@ def test_files_that_are_no_checkpoint(tmp_path):
             checkpoints.load_checkpoint, saved(path, content)
         )
     os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "empty").mkdir()
     for odd, said in [
-        (tmp_path, "a folder without a checkpoint in it; give the file"),
+        (tmp_path / "empty", "a folder without a checkpoint in it; give the file"),
         (tmp_path / "fifo", "no regular file"),
         (tmp_path / "none", "no such file"),
     ]:
