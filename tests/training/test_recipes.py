@@ -127,7 +127,7 @@ def test_benchmark_trains_measures_and_keeps_what_is_done(data, tmp_path, monkey
         "--raw",
         str(data.parent / "raw"),
         "--stride",
-        "24",
+        "48",
         "--image-size",
         "32",
         "--out",
