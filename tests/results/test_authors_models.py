@@ -52,23 +52,21 @@ def test_one_file_an_architecture_is_chosen_by_content_and_by_what_calls_it_best
         ("resnet50", "best/2.pth"),
         ("resnet101", "y.pth"),
     ]
-    assert [model.words for model in found] == [
-        "the one of 2 that is called the best",
-        "the one of 2 that is not called the last",
-        "the one of 2 that is called the best",
-        "the first of 2 by name: which is the best is not told",
-    ]
     said = capsys.readouterr().out
+    assert "best.pth: resnet18 of the authors, the one of 2 that is called the best" in said
+    assert "34.bin: resnet34 of the authors, the one of 2 that is not called the last" in said
+    assert "2.pth: resnet50 of the authors, the one of 2 that is called the best" in said
+    assert "y.pth: resnet101 of the authors, the first of 2 by name: which is" in said
     assert "ours/best.pth: not measured: made by train_classification.py" in said
     assert "imagenet.pth: not measured: it tells 1000 classes apart, there are 45 cities" in said
     assert "vit.pth: not measured: " in said
     assert "README" not in said
 
 
-def test_without_a_number_of_classes_any_number_is_theirs(tmp_path):
+def test_without_a_number_of_classes_any_number_is_theirs(tmp_path, capsys):
     write(tmp_path / "last.pth", "resnet18", classes=3)
-    (model,) = list_authors_models(tmp_path)
-    assert model.words == "the only one of its architecture"
+    assert list_authors_models(tmp_path) == [("resnet18", tmp_path / "last.pth")]
+    assert "the only one of its architecture" in capsys.readouterr().out
 
 
 def test_a_folder_that_is_not_there_is_one_line(tmp_path):
