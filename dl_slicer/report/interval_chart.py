@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 from dl_slicer.report.runs_files import Run
 
-WIDTH = 460
-LEFT = 14
-RIGHT = WIDTH - 14
+WIDTH = 380
+LEFT = 20
+RIGHT = WIDTH - 20
 TOP = 44  # below the title, and the label of the paper's line
 LINE_HEIGHT = 38
 BELOW = 26  # for the labels of the axis
-LONGEST_NAME = 44  # characters that fit beside the figure
+LONGEST_NAME = 38  # characters that fit beside the figure
 MOST_GRID_LINES = 6
 STEPS = (0.01, 0.02, 0.05, 0.1, 0.2)
 

@@ -40,6 +40,7 @@ class Run:
     macro_f1: float | None
     whole_rasters: float | None
     test_patches: str
+    chosen_epoch: str  # in words; empty where that is not known
     link: str | None  # address of its own report; None where that is not there
 
     @property
@@ -127,6 +128,7 @@ def _run(row: dict[str, str], out: Path) -> Run:
         macro_f1=optional(_share, row["macro_f1"]),
         whole_rasters=optional(_share, row["whole_rasters"]),
         test_patches=row["test_patches"],
+        chosen_epoch=row.get("chosen_epoch", ""),
         link=_link(row["report"], out),
     )
 

@@ -14,7 +14,7 @@ from dl_slicer.report.runs_files import Run, Runs, read_runs
 PAPER = 0.84  # top-1 accuracy of ResNet-50 on 500 test patches of each of 45 cities
 PAPER_PATCHES = 22_500
 PAPER_EPOCHS = 100
-MOST_SENTENCES = 8  # of differences; the table has them all
+MOST_SENTENCES = 8  # about the best model; the table has all pairs
 MANY_PAIRS = 5  # from which on one is likely to differ by chance
 FEW_RASTERS = 30
 
@@ -33,17 +33,19 @@ def write_runs_page(out: str | Path) -> Path:
 
 def render(runs: Runs) -> str:
     """Give the page as HTML."""
-    largest_first = sorted(runs.differences, key=lambda found: -found.difference)
+    best = max(runs.runs, key=lambda run: run.top1)
+    closest_first = sorted(runs.differences, key=lambda found: found.difference)
+    of_best = [found for found in closest_first if best.model in (found.better, found.other)]
     rasters = [run.rasters for run in runs.runs if run.rasters is not None]
     known = [found for found in runs.agreements if found.rank_correlation is not None]
     known.sort(key=lambda found: found.rank_correlation)
     return rendering.render(
         "runs.html.j2",
         runs=runs.runs,
-        best=max(runs.runs, key=lambda run: run.top1),
+        best=best,
         chart=interval_chart.lay_out(runs.runs, PAPER),
-        differences=largest_first,
-        sentences=largest_first[:MOST_SENTENCES],
+        differences=closest_first,
+        sentences=of_best[:MOST_SENTENCES],
         clear=sum(found.is_clear for found in runs.differences),
         many_pairs=len(runs.differences) >= MANY_PAIRS,
         few_rasters=bool(rasters) and min(rasters) < FEW_RASTERS,
