@@ -15,6 +15,7 @@ from dl_slicer.report.file_reading import (
     whole_number,
 )
 
+TABLE = "table.csv"
 ONCE_MORE = "no whole table of python -m dl_slicer.reproduce ({}); run the same command again"
 MOST = 10**15  # of whole numbers: floats hold them exactly
 LONGEST_COMMAND = 20_000  # characters
@@ -92,7 +93,7 @@ def read_runs(out: Path) -> Runs:
 
     Without differences.csv, agreement.csv and command.txt the page does.
     """
-    table = out / "table.csv"
+    table = out / TABLE
     runs = read_table(table, lambda row: _run(row, out), ONCE_MORE)
     if not runs:
         raise refusal(table, ONCE_MORE, "it names no model")

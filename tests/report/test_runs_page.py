@@ -10,6 +10,7 @@ from page_checks import CONTRAST, SMUGGLED, WIDE, check, needs_browser
 
 from dl_slicer.cli import InputError
 from dl_slicer.files import write_rows
+from dl_slicer.report.__main__ import main
 from dl_slicer.report.runs_page import write_runs_page
 
 DIFFERENCES = ("a", "b", "difference", "low", "high", "patches", "rasters")
@@ -246,6 +247,13 @@ def test_without_a_table_there_is_no_page(tmp_path):
         write_runs_page(tmp_path)
 
 
+def test_the_command_makes_the_page_again(tmp_path, capsys):
+    write(tmp_path, [row("aa", 0.7)])
+    main([str(tmp_path)])
+    assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
+    assert "aa gives 70.0 %" in check(tmp_path / "report.html").words()
+
+
 # In a real browser
 
 
@@ -269,6 +277,20 @@ def test_nothing_overflows_and_nothing_is_complained_of(page, which, width, dark
     assert page.run(SMUGGLED) == 0
     assert [url for url in page.requests() if not url.startswith("data:")] == [file.as_uri()]
     assert page.complaints() == []
+
+
+@needs_browser
+def test_long_and_hostile_names_stay_within_the_page(page, tmp_path):
+    long = "a" * 190 + HOSTILE
+    rows = [row("x", 0.7), {**row("y", 0.8), **dict.fromkeys(("model", "test_patches"), long)}]
+    out = write(tmp_path, rows, [(long, "x", 0.1, 0.05, 0.15, 10, 3)], [(long, "x", 0.5, 3)], long)
+    file = write_runs_page(out)
+    for width in (390, 1440):
+        page.open(file.as_uri(), width)
+        assert page.run("document.documentElement.scrollWidth") <= width
+        assert page.run(WIDE) == []
+        assert page.run(SMUGGLED) == 0
+        assert page.complaints() == []
 
 
 @needs_browser
