@@ -255,7 +255,7 @@ def _flags_of_rasters(found: dict) -> tuple[str, ...]:
     """How rasters were arranged and seen, as flags of preprocessing.py; none of what is usual."""
     words = []
     if found.get("sites") is not None:
-        words += ["--sites", str(_whole_number(found["sites"]))]
+        words += ["--sites", str(whole_number(found["sites"]))]
     for key in SWITCHES:
         if found.get(key) is True:
             words.append(f"--{key.replace('_', '-')}")
