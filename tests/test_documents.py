@@ -20,6 +20,7 @@ COMMANDS = (
     "data/make_sample.py",
     "-m relevance_cam",
     "-m dl_slicer.report",
+    "-m dl_slicer.compare",
 )
 
 
