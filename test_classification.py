@@ -130,6 +130,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             "not kept apart: preprocessing was told --allow-overlap, so some of these patches show"
             " ground that training patches show, and every figure is too good"
         )
+    unplaced = patch_set.describe_unplaced()
+    if unplaced:
+        print(f"portraits: {unplaced}; at most one portrait of a row is from such a raster")
     print(
         f"{len(patch_set)} patches of {args.split}, {len(patch_set) / seconds:.0f} a second;"
         f" results: {out}; portraits of {sheets} cities: {out / 'portraits'}"
