@@ -16,7 +16,7 @@ from dl_slicer.patch_sets import image_files
 
 OURS = re.compile(r"(?P<raster>.+)_r(?P<row>[0-9]{1,9})_c(?P<col>[0-9]{1,9})", re.DOTALL)
 # A script that counts writes no zeros in front: IMG_0001.jpg is not theirs.
-THEIRS = re.compile(r"(?P<raster>.+)_(?P<number>0|[1-9][0-9]{0,8})", re.DOTALL)
+NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 HALVES = {"train": "", "val": "_half2", "test": "_half1", "test_b": "_half1"}
 
 # What else shows windows of the same part of a raster, and what shows the other half.
@@ -38,16 +38,14 @@ class PatchName(NamedTuple):
 
 def read_name(name: str, split: str) -> PatchName | None:
     """Give what a patch's file name says in this split; None if it fits neither ours nor theirs."""
-    stem = os.path.splitext(name)[0]
-    ours = OURS.fullmatch(stem)
-    if ours:
-        return PatchName(ours["raster"], (int(ours["row"]), int(ours["col"])))
-    theirs = THEIRS.fullmatch(stem)
+    raster, _, last = name.rpartition(".")[0].rpartition("_")
     half = HALVES[split]
     # Only the end of a name is looked at: a raster, too, may be called a_half1 or a_1.
-    if theirs and theirs["raster"].endswith(half) and theirs["raster"] != half:
-        return PatchName(theirs["raster"].removesuffix(half), (int(theirs["number"]),))
-    return None
+    if NUMBER.fullmatch(last):
+        is_theirs = raster.endswith(half) and raster != half
+        return PatchName(raster.removesuffix(half), (int(last),)) if is_theirs else None
+    ours = OURS.fullmatch(f"{raster}_{last}") if last.startswith("c") else None
+    return ours and PatchName(ours["raster"], (int(ours["row"]), int(ours["col"])))
 
 
 def sort_names(names: Iterable[str], split: str) -> list[str]:

@@ -5,6 +5,7 @@ half of patch N, unless N is the last of its row, and patch N + cols shows its l
 raster one column of patches is read, at an eighth of the size; more only where these do not tell.
 """
 
+import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -119,15 +120,16 @@ def _pick_neighbours(patches: Patches) -> list[overlapping_pictures.Pair]:
         pairs.append([(places[a][0], places[b][0]) for a, b in following if b in places])
     pairs = [neighbours for neighbours in pairs if neighbours]
     each = -(-overlapping_pictures.PAIRS // max(1, len(pairs)))
-    spread = [pair for neighbours in pairs for pair in _spread(neighbours, each)]
-    return _spread(spread, overlapping_pictures.PAIRS)
+    drawing = random.Random(0)
+    drawn = [pair for neighbours in pairs for pair in _draw(neighbours, each, drawing)]
+    return _draw(drawn, overlapping_pictures.PAIRS, drawing)
 
 
-def _spread(items: Sequence, most: int) -> list:
-    """Pick at most so many, from beginning to end."""
+def _draw(items: Sequence, most: int, drawing: random.Random) -> list:
+    """Draw at most so many, which stay in order: every eighth might be the last of its row."""
     if len(items) <= most:
         return list(items)
-    return [items[k * len(items) // most] for k in range(most)]
+    return [items[k] for k in sorted(drawing.sample(range(len(items)), most))]
 
 
 def _find_grids(patches: Patches, sizes: Sizes) -> dict[RasterKey, Grid]:
@@ -245,7 +247,7 @@ class Puzzle:
         evidence = self._weigh_columns(cols)
         if evidence.is_refuted:
             return evidence
-        for pair in _spread(list(self._diagonals(cols)), MOST_PAIRS):
+        for pair in _draw(list(self._diagonals(cols)), MOST_PAIRS, random.Random(0)):
             self._weigh_pair(pair, evidence)
         for number, verdict in self._look_at_neighbours():
             is_last = (number + 1) % cols == 0
@@ -271,7 +273,7 @@ class Puzzle:
             numbers = [number for number in self.numbers if number + 1 in self.files]
             seen = [
                 (number, self._look((number, number + 1, 0, 1)))
-                for number in _spread(numbers, MOST_PAIRS)
+                for number in _draw(numbers, MOST_PAIRS, random.Random(0))
             ]
             self._neighbours = [each for each in seen if each[1] is not Verdict.UNKNOWN]
         return self._neighbours

@@ -112,6 +112,15 @@ def test_rows_and_columns_come_from_the_pictures(tmp_path, rows, cols):
             assert patches.find_sizes() == (48, 24)
 
 
+def test_several_rasters_of_eight_columns(tmp_path):
+    """Pairs that are drawn for the stride must not all be the last and the first of two rows."""
+    wholes = {f"site1/{k}": picture(*shape(6, 8), seed=k) for k in range(4)}
+    written = folder_of(tmp_path, {**wholes, "site2/a": half_of(3, 3)})
+    places, _ = located(tmp_path / "folder", "train")
+    assert len(places) == 4 * 48
+    assert_located(written, places)
+
+
 @pytest.mark.parametrize("rows, cols", [(19, 9), (9, 19)])
 def test_test_b_alone(tmp_path, rows, cols):
     written = folder_of(tmp_path, {"site2/a": half_of(rows, cols)})
