@@ -10,6 +10,7 @@ from conftest import picture
 from PIL import Image
 from published_layout import copy_to_test_b, windows_of, write_published
 
+import test_classification
 from dl_slicer.patch_sets import overlapping_pictures, published_names, reading
 from dl_slicer.patch_sets.published_names import read_name
 
@@ -160,6 +161,8 @@ def test_too_few_neighbours_are_said_or_the_other_half_tells(tmp_path, capsys):
         f"of 1 of 2 rasters the patches do not tell which of them overlap; the first is {CITY}/a"
     )
     assert not patches.doubts()
+    test_classification.say_doubts(patches)
+    assert capsys.readouterr().out.startswith("portraits: of 1 of 2 rasters the patches do not")
     keep = folder / "test_b" / CITY
     for path in list(keep.iterdir())[1:]:
         path.unlink()
