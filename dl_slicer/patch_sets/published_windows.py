@@ -44,28 +44,28 @@ class Grid(NamedTuple):
 
 @dataclass
 class Evidence:
-    """How many pairs of pictures speak for a number of columns, and how many against it."""
+    """How many pairs of pictures speak for a number of columns, and how many against it.
 
-    below: int = 0  # for it, and for no other: one patch lies below the other
-    row_ends: int = 0  # for it, and for its divisors
-    against: int = 0
+    Only a patch that lies below another speaks for one number of columns and no other.
+    """
+
+    pro: int = 0
+    contra: int = 0
 
     @property
     def outweighs(self) -> bool:
         """Whether something speaks for it, and little against."""
-        if not self.below:
-            return self.row_ends > 0 and not self.against
-        return self.below + self.row_ends >= PER_CONTRADICTION * self.against
+        return 0 < self.pro >= PER_CONTRADICTION * self.contra
 
     @property
     def is_enough(self) -> bool:
         """Whether no other number of columns needs to be looked at."""
-        return self.below >= ENOUGH and self.outweighs
+        return self.pro >= ENOUGH and self.outweighs
 
     @property
     def is_refuted(self) -> bool:
         """Whether more speaks against it than a damaged file may."""
-        return self.against > 0 and not self.outweighs
+        return self.contra > 0 and not self.outweighs
 
 
 class Windows(NamedTuple):
@@ -157,6 +157,8 @@ class Puzzle:
         self.numbers = sorted(self.files)
         self.count = self.numbers[-1] + 1  # as many windows as there are at least
         self.is_whole = len(self.files) == self.count
+        splits = {file.parent.parent.name for each in places.values() for file in each}
+        self.is_drawn = splits == {"test_b"}  # then the first N of more may be there by chance
         self.has_twins = has_twins(places)
         self.album = Album(sizes)
         self._neighbours: list[tuple[int, Verdict]] | None = None
@@ -203,7 +205,8 @@ class Puzzle:
 
     def _fits(self, cols: int) -> bool:
         """Whether numbers and pictures are those of one raster with so many columns."""
-        if self.has_twins or (self.is_whole and self.count % cols):
+        has_half_a_row = self.is_whole and not self.is_drawn and self.count % cols
+        if self.has_twins or has_half_a_row:
             return False
         # Beside a damaged file one column contradicts. A raster that was written over a larger one
         # of its name contradicts in each.
@@ -212,7 +215,7 @@ class Puzzle:
             evidence = Evidence()
             for pair in pairs:
                 self._weigh_pair(pair, evidence)
-            broken += evidence.against > 0
+            broken += evidence.contra > 0
             if 2 * broken < done:
                 return True
         return broken == 0
@@ -236,7 +239,7 @@ class Puzzle:
         for pairs in self._columns(cols):
             for pair in pairs:
                 self._weigh_pair(pair, evidence)
-                if evidence.against >= FOR_SURE and not evidence.below:
+                if evidence.contra >= FOR_SURE and not evidence.pro:
                     return evidence
             if evidence.is_enough:
                 break
@@ -251,11 +254,9 @@ class Puzzle:
             self._weigh_pair(pair, evidence)
         for number, verdict in self._look_at_neighbours():
             is_last = (number + 1) % cols == 0
-            if is_last == (verdict is Verdict.SAME):
-                evidence.against += 1
-            elif is_last or cols == self.count:
-                # Patches side by side speak for every number of columns, but for a row's last.
-                evidence.row_ends += 1
+            # That patches lie side by side speaks for every number of columns but those whose row
+            # ends between them.
+            evidence.contra += is_last == (verdict is Verdict.SAME)
         return evidence
 
     def _diagonals(self, cols: int) -> Iterator[Pair]:
@@ -280,8 +281,8 @@ class Puzzle:
 
     def _weigh_pair(self, pair: Pair, evidence: Evidence) -> None:
         verdict = self._look(pair)
-        evidence.below += verdict is Verdict.SAME
-        evidence.against += verdict is Verdict.OTHER
+        evidence.pro += verdict is Verdict.SAME
+        evidence.contra += verdict is Verdict.OTHER
 
     def _look(self, pair: Pair) -> Verdict:
         number, other, down, right = pair
@@ -290,11 +291,10 @@ class Puzzle:
 
 def _choose(evidence: Mapping[int, Evidence]) -> int | None:
     """Choose the one number of columns that the evidence leaves; None if it leaves several."""
-    below = {cols: each.below for cols, each in evidence.items() if each.outweighs and each.below}
-    if below:
-        best = max(below, key=below.__getitem__)
-        second = max((count for cols, count in below.items() if cols != best), default=0)
-        return best if below[best] >= CLEARLY_MORE * second else None
-    by_row_ends = [cols for cols, each in evidence.items() if each.outweighs]
-    left = by_row_ends or [cols for cols, each in evidence.items() if not each.against]
+    pro = {cols: each.pro for cols, each in evidence.items() if each.outweighs}
+    if pro:
+        best = max(pro, key=pro.__getitem__)
+        second = max((count for cols, count in pro.items() if cols != best), default=0)
+        return best if pro[best] >= CLEARLY_MORE * second else None
+    left = [cols for cols, each in evidence.items() if not each.contra]
     return left[0] if len(left) == 1 else None

@@ -169,6 +169,21 @@ def test_too_few_neighbours_are_said_or_the_other_half_tells(tmp_path, capsys):
     assert not located(folder, "test_b")[1].describe_unplaced()  # one patch overlaps no other
 
 
+@pytest.mark.parametrize("numbers, is_told", [([2, 3], False), ([0, 1, 2], True)])
+def test_little_of_a_raster_is_neither_guessed_nor_doubted(tmp_path, numbers, is_told):
+    """Two patches side by side may be a row's last two; three numbers are no row and a half."""
+    written = folder_of(tmp_path, {"site2/a": half_of(2, 2)})
+    keep_test_b(tmp_path, written, numbers)
+    for split in ("test", "val"):
+        shutil.rmtree(tmp_path / "folder" / split)
+    places, patches = located(tmp_path / "folder", "test_b")
+    if is_told:
+        assert_located(written, places)
+    else:
+        assert set(places.values()) == {None}
+    assert not patches.doubts()
+
+
 def test_the_other_half_may_have_a_column_less(tmp_path):
     width, height = shape(6, 8)
     raster = picture(2 * width - 1, height)  # 216 and 215 pixels
