@@ -125,11 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         fault = write_page(new, args.checkpoint)
     out = call.out
-    if patch_set.allow_overlap:
-        print(
-            "not kept apart: preprocessing was told --allow-overlap, so some of these patches show"
-            " ground that training patches show, and every figure is too good"
-        )
+    say_doubts(patch_set)
     print(
         f"{len(patch_set)} patches of {args.split}, {len(patch_set) / seconds:.0f} a second;"
         f" results: {out}; portraits of {sheets} cities: {out / 'portraits'}"
@@ -137,6 +133,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     if fault:
         raise fault
     print(f"the report, to be opened in a browser:\n{out / 'report.html'}")
+
+
+def say_doubts(patch_set: PatchSet) -> None:
+    """Say what is not as it should be in a patch set, or not known."""
+    if patch_set.allow_overlap:
+        print(
+            "not kept apart: preprocessing was told --allow-overlap, so some of these patches show"
+            " ground that training patches show, and every figure is too good"
+        )
+    unplaced = patch_set.describe_unplaced()
+    if unplaced:
+        print(f"portraits: {unplaced}; a row of portraits has at most one of each such raster")
 
 
 def write_page(out: Path, checkpoint: str) -> InputError | None:

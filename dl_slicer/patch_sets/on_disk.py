@@ -95,6 +95,7 @@ FLOATS = frozenset(("left", "top", "metres_a_pixel"))  # of numbers that may be 
 
 Parsed = TypeVar("Parsed")
 Window = tuple[Region, int, int]  # a patch: its region, row and column
+Indices = Sequence[int] | np.ndarray  # the numbers of patches in their split
 
 
 @dataclass(frozen=True)
@@ -308,11 +309,6 @@ def jpeg_folders(region: Region) -> list[str]:
     """The folders, relative to the patch set, in which patches of a region can lie as JPEGs."""
     splits = ("test", "test_b") if region.split == "test" else (region.split,)
     return [f"{split}/{region.city}" for split in splits]
-
-
-def raster_of_jpeg(name: str) -> str:
-    """Path of a JPEG without what window_name gave it, and without its suffix."""
-    return re.sub(r"_r\d+_c\d+$", "", Path(name).with_suffix("").as_posix())
 
 
 def is_finished(root: str | Path) -> bool:

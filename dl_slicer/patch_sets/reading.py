@@ -2,7 +2,6 @@
 
 import atexit
 import mmap
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -11,11 +10,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dl_slicer import cities, machine
+from dl_slicer import machine
 from dl_slicer.cli import InputError, printable
 from dl_slicer.patch_sets import image_files, on_disk, rasters
 from dl_slicer.patch_sets.image_files import UnreadableImage
-from dl_slicer.patch_sets.on_disk import Region, Window
+from dl_slicer.patch_sets.jpeg_patches import JpegPatches
+from dl_slicer.patch_sets.on_disk import Indices, Region, Window
 from dl_slicer.patch_sets.rasters import Raster, View
 
 # What of a split's arrays may count as memory of the process that reads its patches; a training
@@ -25,8 +25,6 @@ KEPT_BYTES = 64 * 2**20
 # Mean difference in grey levels between a stored patch and one cut anew. Less: resized by another
 # version of Pillow. More: the raster has changed.
 SAME_PICTURE = 4
-
-Indices = Sequence[int] | np.ndarray  # the numbers of patches in their split
 
 
 def open_split(
@@ -39,9 +37,9 @@ def open_split(
     another size.
 
     The result has: classes (names of the cities), labels (N,) uint8 (uint16 beyond 256 cities),
-    len(), name(i), raster(i), read(indices), original(i), image_size, patch_size, stride, view,
-    metres_a_pixel (None where a JPEG folder does not say), default_workers (processes that reading
-    is worth).
+    len(), name(i), raster(i), locate(i), doubts(), read(indices), original(i), image_size,
+    patch_size, stride, view, metres_a_pixel (None where a JPEG folder does not say),
+    default_workers (processes that reading is worth).
     """
     root = Path(root)
     if split not in on_disk.SPLITS:
@@ -204,6 +202,14 @@ class ArrayPatches:
         """Path of the raster a patch was cut from, relative to the raw folder."""
         return self.locate(index)[0].raster
 
+    def doubts(self) -> list[str]:
+        """What is not known of which patches are of one raster: nothing. See JpegPatches."""
+        return []
+
+    def describe_unplaced(self) -> str:
+        """Say of how many rasters it is not known which patches overlap: of none."""
+        return ""
+
     def read(self, indices: Indices, out: np.ndarray | None = None) -> np.ndarray:
         """Patches as uint8 (n, image_size, image_size, 3), in `out` if that is given."""
         size = self.image_size
@@ -299,82 +305,7 @@ class ArrayPatches:
         return patch if difference.mean() < SAME_PICTURE else Image.fromarray(stored)
 
 
-class JpegPatches:
-    """The patches of one split as JPEG files in the published folder layout. See open_split."""
-
-    default_workers = machine.available_cores()
-
-    def __init__(self, root: Path, split: str, image_size: int):
-        self.root = root
-        self.split = split
-        self.image_size = image_size
-        self.patch_size = None
-        self.stride = None
-        self.view = None
-        self.allow_overlap = False
-        self.max_nodata = on_disk.MAX_NODATA
-        self.metres_a_pixel = None
-        folder = root / split
-        if not folder.is_dir():
-            raise InputError(f"{printable(folder)}: no such folder")
-        # A city has the same number in every split, also where one of them lacks a city.
-        names = {city for name in on_disk.SPLITS for city in _city_folders(root / name)}
-        self.classes = sorted(names)
-        for city in self.classes:
-            cities.check_name(city, f"{printable(root)}: folder")
-        labels = []
-        self.files: list[Path] = []
-        for label, city in enumerate(self.classes):
-            images = _images(folder / city)
-            self.files += images
-            labels += [label] * len(images)
-        if not self.files:
-            raise InputError(f"{printable(folder)}: no images in it, expected <City (CODE)>/*.jpg")
-        self.labels = np.array(labels, on_disk.label_type(self.classes))
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def name(self, index: int) -> str:
-        """Name of a patch: its path in the folder."""
-        return self.files[index].relative_to(self.root).as_posix()
-
-    def raster(self, index: int) -> str:
-        """The raster's name as far as a file that preprocessing.py named tells it."""
-        return on_disk.raster_of_jpeg(self.name(index))
-
-    def read(self, indices: Indices, out: np.ndarray | None = None) -> np.ndarray:
-        """Patches as uint8 (n, image_size, image_size, 3), in `out` if that is given."""
-        size = (self.image_size, self.image_size)
-        batch = np.empty((len(indices), *size, 3), np.uint8) if out is None else out
-        for i, index in enumerate(indices):
-            batch[i] = np.asarray(image_files.resize(self.original(index), size))
-        return batch
-
-    def original(self, index: int, raw: str | Path | None = None) -> Image.Image:
-        """The patch as a Pillow image, of the size that its file has. raw is not needed."""
-        try:
-            return image_files.read_image(self.files[index])
-        except UnreadableImage as error:
-            raise InputError(f"{printable(self.files[index])}: {error}") from None
-
-
 PatchSet = ArrayPatches | JpegPatches
-
-
-def _city_folders(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        return []
-    return [
-        path.name
-        for path in folder.iterdir()
-        if path.is_dir() and not image_files.is_passed_over(path.name)
-    ]
-
-
-def _images(folder: Path) -> list[Path]:
-    names = sorted(os.listdir(folder)) if folder.is_dir() else []
-    return [folder / name for name in names if image_files.is_image_name(name)]
 
 
 _maps: dict[str, tuple[mmap.mmap, np.ndarray]] = {}

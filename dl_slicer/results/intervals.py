@@ -204,8 +204,15 @@ def wilson(share: float, effective: float, freedom: float) -> Interval:
     return float(max(0, middle - half)), float(min(1, middle + half))
 
 
-def describe_interval(true: np.ndarray, rasters: Sequence[str]) -> str:
-    """Say in words what the overall interval of accuracy_intervals() is over."""
+def describe_interval(true: np.ndarray, rasters: Sequence[str], doubts: Sequence[str] = ()) -> str:
+    """Say in words what the overall interval of accuracy_intervals() is over.
+
+    doubts: what is not known of which patches are of one raster.
+    """
+    return "; ".join((_describe_bootstrap(true, rasters), *doubts))
+
+
+def _describe_bootstrap(true: np.ndarray, rasters: Sequence[str]) -> str:
     index, city = group_by_raster(true, rasters)
     singles = int((np.bincount(city) == 1).sum())
     if len(city) < 2:

@@ -8,7 +8,6 @@ shows it; portraits.csv says which patches these are.
 """
 
 import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,8 +200,7 @@ def pick_non_overlapping(
 
     Each is from another raster as far as there are several.
     """
-    size = patch_set.patch_size or checkpoint.patch_size or PATCH_SIZE
-    stride = patch_set.stride or checkpoint.stride or STRIDE
+    size, stride = find_sizes(patch_set, checkpoint)
     windows = {}
     for only_other_rasters in (True, False):
         for index in order.tolist():
@@ -220,31 +218,35 @@ def pick_non_overlapping(
     return list(windows)
 
 
+def find_sizes(patch_set: PatchSet, checkpoint: Checkpoint) -> tuple[int, int]:
+    """Find the pixels of a patch and the stride: the set's own, or as the network was trained."""
+    if patch_set.patch_size:
+        return patch_set.patch_size, patch_set.stride
+    trained = (checkpoint.patch_size or PATCH_SIZE, checkpoint.stride or STRIDE)
+    return patch_set.find_sizes() or trained
+
+
 class Window(NamedTuple):
     """Where a patch lies."""
 
     raster: str
-    row: int
-    col: int
+    row_col: tuple[int, int] | None  # None: not known
 
 
 def window_of(patch_set: PatchSet, index: int) -> Window:
-    """Find where a patch lies by its name.
-
-    Row and col are 0 in a file that is not named as preprocessing.py names them.
-    """
-    raster = patch_set.raster(index)
-    found = re.search(r"r(\d+)_c(\d+)(\.\w+)?$", patch_set.name(index))
-    if found is None:
-        return Window(raster, 0, 0)
-    return Window(raster, int(found[1]), int(found[2]))
+    """Find where a patch lies."""
+    located = patch_set.locate(index)
+    return Window(patch_set.raster(index), located and located[1:])
 
 
 def overlap(one: Window, other: Window, size: int, stride: int) -> bool:
-    """Have two patches pixels in common? Every patch overlaps itself."""
+    """May two patches have pixels in common? Every patch overlaps itself."""
     if one.raster != other.raster:
         return False
-    return max(abs(one.row - other.row), abs(one.col - other.col)) * stride < size
+    if one.row_col is None or other.row_col is None:
+        return True
+    (row, col), (other_row, other_col) = one.row_col, other.row_col
+    return max(abs(row - other_row), abs(col - other_col)) * stride < size
 
 
 # What in them spoke for the city

@@ -7,7 +7,7 @@ predictions.csv and metrics.json below.
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +32,7 @@ class Predictions:
     true: np.ndarray  # (N,) int, class numbers
     probabilities: np.ndarray  # (N, K)
     features: np.ndarray  # (N, D) of the penultimate layer
+    doubts: list[str] = field(default_factory=list)  # of which patches are of one raster
 
     @property
     def predicted(self) -> np.ndarray:
@@ -72,6 +73,7 @@ def collect(
         true=patch_set.labels.astype(np.int64),
         probabilities=logits.softmax(1).numpy(),
         features=features.numpy(),
+        doubts=patch_set.doubts(),
     )
 
 
@@ -121,7 +123,7 @@ def summarise(predictions: Predictions, matrix: np.ndarray, views: Resemblance) 
     return {
         **accuracy.summarise(true, predictions.probabilities),
         "accuracy_ci95": overall_interval,
-        "interval": intervals.describe_interval(true, rasters),
+        "interval": intervals.describe_interval(true, rasters, predictions.doubts),
         "n_rasters": len(city_of_raster),
         "raster_accuracy": accuracy.raster_accuracy(true, predictions.probabilities, rasters),
         "n": len(true),

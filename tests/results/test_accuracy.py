@@ -203,3 +203,10 @@ def test_the_same_data_give_the_same_interval():
 )
 def test_what_an_interval_is_over(true, rasters, said):
     assert said in intervals.describe_interval(np.array(true), rasters)
+
+
+def test_what_is_not_known_of_rasters_stands_with_the_interval():
+    said = intervals.describe_interval(
+        np.array([0, 0, 1, 1]), list("abcd"), ["one is odd", "or two"]
+    )
+    assert said.endswith("too narrow if several come from one raster; one is odd; or two")

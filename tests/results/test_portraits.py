@@ -43,6 +43,10 @@ class Made:
     def raster(self, i):
         return self.places[i][1]
 
+    def locate(self, i):
+        _, raster, row, col = self.places[i]
+        return raster, row, col
+
     def name(self, i):
         return "{}/r{:02d}_c{:02d}".format(*self.places[i][1:])
 
