@@ -117,10 +117,32 @@ def city_intervals(
 
     errors = np.array([city_error(counts, city, rng) for city in several])
     own_design = design_effect(errors, hits, total)
+    weight = hits * (total - hits) / total**3
+    effective, freedom = share_designs(own_design, weight, rasters, total, squares)
+
+    intervals = [None] * cities
+    for k, city in enumerate(several):
+        intervals[city] = wilson(hits[k] / total[k], effective[k], freedom[k])
+    return intervals
+
+
+def share_designs(
+    own_design: np.ndarray,
+    weight: np.ndarray,
+    rasters: np.ndarray,
+    total: np.ndarray,
+    squares: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Average each city's design effect with what all cities together predict, see above.
+
+    All are (C,), of cities with several rasters. own_design: NaN where it is unknown, weight 0;
+    weight: the variance that independent patches would have; rasters, total: how many rasters and
+    patches; squares: the sum of squared numbers of patches of the rasters. Returns the effective
+    numbers of independent patches and the degrees of freedom, (C,) each.
+    """
     # The mean number of other patches in the raster of a patch. With it a design effect is
     # 1 + other_patches * correlation.
     other_patches = squares / total - 1
-    weight = hits * (total - hits) / total**3
     correlation = common_correlation(own_design, weight, other_patches)
     common_design = 1 + other_patches * correlation
 
@@ -129,12 +151,7 @@ def city_intervals(
     freedom = own_freedom + lent_freedom
     averaged = (own_freedom * np.nan_to_num(own_design) + lent_freedom * common_design) / freedom
     design = np.where(weight > 0, averaged, common_design)
-    effective = total / np.clip(design, 1, total / rasters)
-
-    intervals = [None] * cities
-    for k, city in enumerate(several):
-        intervals[city] = wilson(hits[k] / total[k], effective[k], freedom[k])
-    return intervals
+    return total / np.clip(design, 1, total / rasters), freedom
 
 
 def city_error(counts: RasterCounts, city: int, rng: np.random.Generator) -> float:
