@@ -26,7 +26,6 @@ class AuthorsModel(NamedTuple):
 
     arch: str
     checkpoint: Path
-    words: str  # which of several files it is, and how that is known
 
 
 class MeasuredOn(NamedTuple):
@@ -42,7 +41,8 @@ def list_authors_models(models: str | Path, classes: int | None = None) -> list[
 
     They are known by their content, whatever files are called. Of several of one architecture that
     is taken which its name calls the best. classes: how many cities are told apart; a network of
-    another number is none of these. What is passed over is said on stdout, a line each.
+    another number is none of these. What is taken and what is passed over is said on stdout, a
+    line each.
     InputError if there is no such folder.
     """
     models = Path(models)
@@ -88,7 +88,8 @@ def _choose(arch: str, paths: list[Path], models: Path) -> AuthorsModel:
         words = f"the one of {len(paths)} that is not called the last"
     else:
         words = f"the first of {len(paths)} by name: which is the best is not told"
-    return AuthorsModel(arch, first, words)
+    say(f"{printable(first)}: {arch} of the authors, {words}")
+    return AuthorsModel(arch, first)
 
 
 def _rank(path: Path) -> int:

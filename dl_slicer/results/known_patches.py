@@ -9,6 +9,7 @@ again, however strongly, these means stay (JPEG keeps means and loses detail); o
 half a patch away, none is as before. docs/published_patches.md has what was measured.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from dl_slicer.patch_sets import batching
 from dl_slicer.patch_sets.reading import Indices, PatchSet, open_split
 
-CELLS = 16  # of a fingerprint, in either direction
+CELLS = 16  # of a fingerprint in either direction, or fewer: pixels of a cell are whole
 SAME = 1.2  # grey levels (root mean square) by which two fingerprints of one window differ at most
 DETAIL = 3  # grey levels between most neighbouring cells, from which on a window is told apart
 LOOKED_FOR = 40  # published patches of a city
@@ -61,8 +62,8 @@ def find_published(
 
     processed: a folder in the published layout with test_b. The two splits must have one
     image_size. Patches that are much the same all over (water, fog) are not looked for: they cannot
-    be told from others. The whole takes some tens of seconds for half a million windows, and the
-    memory of a few batches. InputError if patches cannot be read.
+    be told from others. Half a million windows take three minutes of two cores, and the memory
+    of a few batches. InputError if patches cannot be read.
     """
     published = open_split(processed, "test_b", patch_set_test.image_size)
     labels, wanted = _draw(published)
@@ -75,14 +76,14 @@ def find_published(
 
 
 def fingerprints(images: np.ndarray) -> np.ndarray:
-    """Give the mean colours of 16 x 16 cells.
+    """Give the mean colours of at most 16 x 16 cells.
 
     images: uint8 (n, side, side, 3); what no whole cell covers at the right and lower edge is left
     out. Result: float32 (n, cells, cells, 3), grey levels.
     """
     count, side = images.shape[:2]
-    cells = min(CELLS, side)
-    cell = side // cells
+    cell = math.ceil(side / CELLS)
+    cells = side // cell
     inside = images[:, : cells * cell, : cells * cell]
     rows = inside.reshape(count, cells, cell, -1).sum(2, dtype=np.uint16)
     sums = rows.reshape(count, cells, cells, cell, 3).sum(3, dtype=np.uint32)
@@ -102,22 +103,26 @@ def detail(found: np.ndarray) -> np.ndarray:
 
 
 def _draw(published: PatchSet) -> tuple[np.ndarray, np.ndarray]:
-    """Draw patches of each city that can be told from others: labels and fingerprints."""
+    """Draw patches of each city that can be told from others: labels and (n, values)."""
     rng = np.random.default_rng(0)
-    labels = []
-    drawn = []
-    for label in range(len(published.classes)):
-        candidates = rng.permutation(np.flatnonzero(published.labels == label))
-        missing = LOOKED_FOR
-        for start in range(0, len(candidates), LOOKED_FOR):
-            if missing:
-                found = fingerprints(published.read(candidates[start : start + LOOKED_FOR]))
-                found = found[detail(found) >= DETAIL][:missing]
-                missing -= len(found)
-                labels += [label] * len(found)
-                drawn.append(found.reshape(len(found), -1))
-    width = 3 * min(CELLS, published.image_size) ** 2
-    return np.array(labels, np.int64), np.concatenate([np.empty((0, width), np.float32), *drawn])
+    drawn = [
+        _with_detail(published, rng.permutation(np.flatnonzero(published.labels == label)))
+        for label in range(len(published.classes))
+    ]
+    labels = np.repeat(np.arange(len(drawn)), [len(found) for found in drawn])
+    return labels, np.concatenate(drawn)
+
+
+def _with_detail(published: PatchSet, candidates: np.ndarray) -> np.ndarray:
+    """Give the (n, values) of the first patches that have detail; no more are read than needed."""
+    side = fingerprints(published.read([0]))[0].shape
+    kept = [np.empty((0, *side), np.float32)]
+    for start in range(0, len(candidates), LOOKED_FOR):
+        found = fingerprints(published.read(candidates[start : start + LOOKED_FOR]))
+        kept.append(found[detail(found) >= DETAIL])
+        if sum(map(len, kept)) >= LOOKED_FOR:
+            break
+    return np.concatenate(kept)[:LOOKED_FOR].reshape(-1, np.prod(side))
 
 
 def _find(wanted: np.ndarray, patch_set: PatchSet) -> Counter[str]:
