@@ -21,6 +21,10 @@ from dl_slicer.results.intervals import (
     share_designs,
 )
 
+# Of 100 intervals of so many rasters at most, how many held the truth in simulations of varied
+# models and cities: docs/compare.md.
+COVERAGE = ((7, "94 to 100"), (13, "90 to 100"), (20, "91 to 99"))
+
 
 @dataclass
 class PairedCounts(RasterCounts):
@@ -166,3 +170,17 @@ def tango(difference: float, differing: float, effective: float, freedom: float)
     if difference < nearly_one:
         high = optimize.brentq(lambda supposed: score(supposed) + quantile, difference, nearly_one)
     return float(low), float(high)
+
+
+def describe_coverage(rasters: int) -> str | None:
+    """Say how often such intervals held the truth where rasters are few; None where they are not.
+
+    The figures are those of docs/compare.md.
+    """
+    for most, share in COVERAGE:
+        if rasters <= most:
+            return (
+                f"there are only {rasters} rasters: in simulations of so few, {share} of 100 such"
+                " intervals held the truth (docs/compare.md)"
+            )
+    return None

@@ -137,6 +137,16 @@ def sheet(
     return page
 
 
+def stack(sheets: Sequence[Image.Image]) -> Image.Image:
+    """Sheets of one width, one below the other."""
+    page = Image.new("RGB", (sheets[0].width, sum(each.height for each in sheets)), "white")
+    top = 0
+    for each in sheets:
+        page.paste(each, (0, top))
+        top += each.height
+    return page
+
+
 def draw_scale(page: Image.Image, x: int, y: int) -> None:
     """Draw the colour scale of maps, SCALE_WIDTH wide, with its words."""
     pen = ImageDraw.Draw(page)

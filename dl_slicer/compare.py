@@ -1,0 +1,72 @@
+"""Compare two models by what test_classification.py found for each on the same patches.
+
+    python -m dl_slicer.compare checkpoints/resnet50/test_b checkpoints/resnet18/test_b
+
+Says by how much A is better than B, with a 95 % interval over rasters, of all patches and of each
+city; McNemar's table; and which patches one recognises and the other does not. Writes, by default
+into a folder beside A that is named after both (here checkpoints/resnet50/test_b_against_resnet18):
+    comparison.json     the difference, its interval, McNemar's table, and what was compared
+    per_city.csv        a row a city
+    patches.csv         a row for each patch that one alone recognises
+    patches/            these as pictures, a sheet a city, where the patch set is still there
+    contents.json       these files, which the next call replaces, and the flags
+"""
+
+import os
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from dl_slicer.cli import InputError, Parser, run
+from dl_slicer.results import comparison, result_folder
+
+COMMAND = "python -m dl_slicer.compare"
+
+
+def read_flags(argv: Sequence[str] | None = None) -> Namespace:
+    """Read the command line; InputError if it is wrong."""
+    parser = Parser(__doc__)
+    parser.add_argument("a", metavar="A", help="folder with results of test_classification.py")
+    parser.add_argument("b", metavar="B", help="another one, of the same patches")
+    parser.add_argument("--out", help="folder of the comparison; default: <A>_against_<B> beside A")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compare two folders of results as the flags say, and write what was found."""
+    args = read_flags(argv)
+    compared = comparison.compare(args.a, args.b)
+    out = Path(args.out) if args.out else output_folder(compared)
+    call = result_folder.Call(out, COMMAND, vars(args), "comparison.json")
+    with result_folder.new_results(call) as new:
+        comparison.write_tables(new, compared)
+        comparison.print_comparison(compared)
+        pictures = write_pictures(new, compared)
+    print(f"\n{pictures}\nresults: {out}")
+
+
+def output_folder(compared: comparison.Comparison) -> Path:
+    """Give the folder beside A that is named after both."""
+    folder = compared.a.folder
+    if folder.name in ("", ".."):
+        folder = Path(os.path.abspath(folder))
+    return folder.with_name(f"{folder.name}_against_{compared.names[1]}")
+
+
+def write_pictures(new: Path, compared: comparison.Comparison) -> str:
+    """Draw the sheets of patches. Give a line that says where they are, or why there are none."""
+    if not (compared.a.right != compared.b.right).any():
+        return "no pictures: both recognise the same patches"
+    # Not above: torch, which draws maps on such sheets, takes seconds to import.
+    from dl_slicer.results import comparison_sheets
+
+    try:
+        patch_set = comparison_sheets.open_patches(compared)
+        sheets = comparison_sheets.write_sheets(new, compared, patch_set)
+    except InputError as error:
+        return f"no pictures of all patches that one alone recognises: {error}"
+    return f"pictures of the patches that one alone recognises, of {sheets} cities: patches/"
+
+
+if __name__ == "__main__":
+    run(main, interrupted="nothing is kept, the same command starts anew")
