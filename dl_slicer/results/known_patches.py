@@ -6,7 +6,7 @@ tell: patches that were published as test patches, found among the windows, do.
 
 A patch becomes a fingerprint: the mean colours of 16 x 16 cells. Of one window that was compressed
 again, however strongly, these means stay (JPEG keeps means and loses detail); of the next window,
-half a patch away, none is as before. docs/published_patches.md has what was measured.
+half a patch away, none is as before. docs/authors_models.md has what was measured.
 """
 
 import math
