@@ -12,13 +12,18 @@ into a folder beside A that is named after both (here checkpoints/resnet50/test_
     contents.json       these files, which the next call replaces, and the flags
 """
 
+from __future__ import annotations
+
 import os
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dl_slicer.cli import InputError, Parser, run
-from dl_slicer.results import comparison, result_folder
+
+if TYPE_CHECKING:  # the name of a type alone: what needs seconds is imported after the flags
+    from dl_slicer.results.comparison import Comparison
 
 COMMAND = "python -m dl_slicer.compare"
 
@@ -35,6 +40,9 @@ def read_flags(argv: Sequence[str] | None = None) -> Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Compare two folders of results as the flags say, and write what was found."""
     args = read_flags(argv)
+    # Only now: they import torch and scipy, which takes seconds, and a wrong flag is told at once.
+    from dl_slicer.results import comparison, result_folder
+
     compared = comparison.compare(args.a, args.b)
     out = Path(args.out) if args.out else output_folder(compared)
     call = result_folder.Call(out, COMMAND, vars(args), "comparison.json")
@@ -45,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"\n{pictures}\nresults: {out}")
 
 
-def output_folder(compared: comparison.Comparison) -> Path:
+def output_folder(compared: Comparison) -> Path:
     """Give the folder beside A that is named after both."""
     folder = compared.a.folder
     if folder.name in ("", ".."):
@@ -53,18 +61,20 @@ def output_folder(compared: comparison.Comparison) -> Path:
     return folder.with_name(f"{folder.name}_against_{compared.names[1]}")
 
 
-def write_pictures(new: Path, compared: comparison.Comparison) -> str:
+def write_pictures(new: Path, compared: Comparison) -> str:
     """Draw the sheets of patches. Give a line that says where they are, or why there are none."""
     if not (compared.a.right != compared.b.right).any():
         return "no pictures: both recognise the same patches"
-    # Not above: torch, which draws maps on such sheets, takes seconds to import.
     from dl_slicer.results import comparison_sheets
 
     try:
         patch_set = comparison_sheets.open_patches(compared)
+    except (InputError, OSError) as error:
+        return f"no pictures: {error}"
+    try:
         sheets = comparison_sheets.write_sheets(new, compared, patch_set)
     except InputError as error:
-        return f"no pictures of all patches that one alone recognises: {error}"
+        return f"not all pictures: {error}"
     return f"pictures of the patches that one alone recognises, of {sheets} cities: patches/"
 
 

@@ -206,6 +206,24 @@ def test_a_patch_set_made_anew_is_not_drawn(tested, capsys):
     assert not (tested[0].parent / "test_against_resnet18" / "patches").exists()
 
 
+def test_a_folder_of_jpegs_is_drawn_as_far_as_it_can_be_read(tmp_path, capsys):
+    for number, city in enumerate(CITIES):
+        folder = tmp_path / "data" / "test" / city
+        folder.mkdir(parents=True)
+        for raster in range(4):
+            picture(60, 60, 10 * number + raster).save(folder / f"{raster}_r00_c00.jpg")
+    a = write_results(tmp_path / "a" / "test", tmp_path / "data", (1, 1, 1))
+    b = write_results(tmp_path / "b" / "test", tmp_path / "data", (0, 0, 1))
+    run(a, b, "--out", tmp_path / "whole")
+    assert "of 2 cities" in capsys.readouterr().out
+    (tmp_path / "data" / "test" / CITIES[1] / "2_r00_c00.jpg").write_bytes(b"no picture")
+    run(a, b, "--out", tmp_path / "part")
+    said = capsys.readouterr().out
+    assert "not all pictures: " in said and "2_r00_c00.jpg" in said
+    assert [path.name for path in (tmp_path / "part" / "patches").iterdir()] == ["Aa (AAA).jpg"]
+    assert (tmp_path / "part" / "comparison.json").exists()
+
+
 def test_models_that_recognise_the_same(tested, tmp_path, capsys):
     shutil.copytree(tested[0], tmp_path / "copy")
     run(tested[0], tmp_path / "copy", "--out", tmp_path / "out")

@@ -29,6 +29,7 @@ COMMANDS = (
     "train_classification.py",
     "test_classification.py",
     "relevance_cam",
+    "dl_slicer.compare",
 )
 
 

@@ -145,7 +145,8 @@ def summarise(
 ) -> dict:
     """Give what comparison.json says. interval: of the difference; shares lie in 0 .. 1."""
     rasters = len(group_by_raster(a.labels, a.rasters)[1])
-    words = describe_interval(a.labels, a.rasters)
+    # The test also knows in which folders rasters are uncertain.
+    words = printable(a.made.interval) or describe_interval(a.labels, a.rasters)
     return {
         "a": _describe(a, names[0]),
         "b": _describe(b, names[1]),

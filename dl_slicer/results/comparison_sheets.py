@@ -64,7 +64,8 @@ def draw_sheet(
         apart = knows.true_probability - fails.true_probability
         order = alone[np.argsort(-apart[alone], kind="stable")]
         chosen = choose(order, patch_set, in_set, comparison)
-        shown = "" if len(chosen) == len(alone) else f"; {len(chosen)} of them"
+        all_shown = len(chosen) == len(alone)
+        shown = "" if all_shown else f"; {len(chosen)} that do not overlap"
         title = f"{a.cities[label]}: {len(alone)} recognised by {names[0]} alone{shown}"
         pictures = [portraits.picture(patch_set, int(in_set[i])) for i in chosen]
         captions = captions_of([fails.predicted[i] for i in chosen], fails.probability[chosen])

@@ -23,7 +23,7 @@ from dl_slicer.results.intervals import (
 
 # Of 100 intervals of so many rasters at most, how many held the truth in simulations of varied
 # models and cities: docs/compare.md.
-COVERAGE = ((7, "94 to 100"), (13, "90 to 100"), (20, "91 to 99"))
+COVERAGE = ((7, "94 to 100"), (13, "90 to 100"), (20, "91 to 100"))
 
 
 @dataclass

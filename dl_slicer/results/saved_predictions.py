@@ -38,6 +38,7 @@ class Circumstances:
     data: str
     split: str
     arch: str
+    interval: str  # what the interval of the accuracy is over, in words
     tta: bool
     patch_size: int | None
     stride: int | None
@@ -140,6 +141,7 @@ def _circumstances(found: object) -> Circumstances:
         data=_value(found, "data", str) or "",
         split=_value(found, "split", str) or "",
         arch=_value(found, "arch", str) or "",
+        interval=_value(found, "interval", str) or "",
         tta=_value(found, "tta", bool) or False,
         patch_size=_value(found, "patch_size", int),
         stride=_value(found, "stride", int),

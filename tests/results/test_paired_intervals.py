@@ -155,3 +155,15 @@ def test_intervals_where_nothing_differs():
         None,
         [None] * 3,
     )
+
+
+@pytest.mark.parametrize(
+    "rasters, share", [(2, "94 to 100"), (7, "94 to 100"), (12, "90 to 100"), (20, "91 to 100")]
+)
+def test_few_rasters_are_said(rasters, share):
+    said = paired_intervals.describe_coverage(rasters)
+    assert f"only {rasters} rasters" in said and f"{share} of 100" in said
+
+
+def test_many_rasters_need_no_words():
+    assert paired_intervals.describe_coverage(21) is None
