@@ -19,8 +19,8 @@ import test_classification
 import train_classification
 from dl_slicer import reproduce
 from dl_slicer.cli import InputError
-from dl_slicer.results import plots
-from dl_slicer.training import planned_runs, processes
+from dl_slicer.results import authors_models, plots
+from dl_slicer.training import ledger, planned_runs, processes
 
 MAINS = {
     "train_classification.py": train_classification.main,
@@ -230,6 +230,46 @@ def test_a_damaged_ledger_is_told(data, copy, scripts):
         (copy / "reproduce.json").write_text(text)
         with pytest.raises(InputError, match=r"reproduce.json: damaged; delete it"):
             reproduce.main(flags(data, copy))
+
+
+def test_the_authors_models_are_measured_on_their_patches(chain, data, tmp_path, monkeypatch):
+    (tmp_path / "models").mkdir()
+    model = tmp_path / "models" / "a.pth"
+    model.write_bytes(b"weights")
+    chosen = authors_models.MeasuredOn(data, "test_b", "published test_b")
+    monkeypatch.setattr(authors_models, "choose_test_patches", lambda processed, data: chosen)
+    found = [authors_models.AuthorsModel("resnet34", model)]
+    monkeypatch.setattr(authors_models, "list_authors_models", lambda models, classes: found)
+    args = reproduce.read_flags(
+        ["--out", str(tmp_path), "--models", str(model.parent), "--", "--device", "cpu"]
+    )
+    (row,) = reproduce.find_authors_models(args)
+    assert (row.name, row.trained_by, row.recipe) == ("authors-resnet34", "the authors", None)
+    calls = []
+    monkeypatch.setattr(processes, "run_script", lambda *call: calls.append(call))
+    book = ledger.Ledger(folder=tmp_path)
+    assert reproduce.measure(row, args, book, 2).hours is None
+    results = tmp_path / "authors-resnet34" / "test_b"
+    given = ["--checkpoint", model, "--data", data, "--split", "test_b", "--out", results]
+    given += ["--device", "cpu"]
+    assert calls == [("test_classification.py", [str(word) for word in given], 2)]
+    # The same model on the same patches is not measured again, another one is.
+    shutil.copytree(chain.out / ROBUST / "test_b", results)
+    reproduce.measure(row, args, book, 2)
+    assert len(calls) == 1
+    model.write_bytes(b"others")
+    reproduce.measure(row, args, book, 2)
+    assert len(calls) == 2
+
+
+def test_a_rehearsal_writes_nothing_and_says_what_it_takes(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    args = ["--data", data, "--out", out, "--arch", "resnet18", "--rehearse", 2, *SMALL_RUNS]
+    train_classification.main([*map(str, args), "--save-every", "1"])
+    assert not out.exists()
+    times = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (times["steps"], times["processes"]) == (3, 1)
+    assert times["seconds_a_step"] > 0 < times["seconds_of_validation"]
 
 
 # ------------------------------------------------------------------------ refused at the outset
