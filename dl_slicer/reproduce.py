@@ -18,7 +18,7 @@ import argparse
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -135,16 +135,12 @@ def reproduce(args: argparse.Namespace) -> None:
     say_disk(out, runs, len(train.classes), args.changed)
     say_hours(runs, processes, len(train))
     measured = []
-    for model in find_authors_models(args):
-        measured.append(measure(model, args, book, processes))
-        write_tables(args, measured)
-    for run in runs:
-        if not run.is_finished:
-            cli.say(f"\n{run.name}: training")
-            planned_runs.train(run, processes, book.counter(run.name))
-        model = trained_here(run, args.data, len(train.classes))
-        measured.append(measure(model, args, book, processes))
-        write_tables(args, measured)
+    for model in models_in_turn(args, runs, book, processes):
+        is_new = measure(model, args, book, processes)
+        measured.append(replace(model, hours=book.hours(model.name)))
+        if is_new:  # else the tables of before have more
+            write_tables(args, measured)
+    write_tables(args, measured)
     cli.say(f"\n{(out / 'table.md').read_text(encoding='utf-8')}")
     cli.say(f"on one page, to be opened in a browser:\n{out / 'report.html'}")
 
@@ -203,6 +199,25 @@ def in_hours(seconds: float) -> str:
     return f"about {seconds / 60:.1f} minutes"
 
 
+def models_in_turn(
+    args: argparse.Namespace, runs: Sequence[PlannedRun], book: Ledger, count: int
+) -> Iterator[Measured]:
+    """Give the authors' networks and then each run, once it has been trained to its end.
+
+    count: of processes.
+    """
+    from dl_slicer.patch_sets import reading
+    from dl_slicer.training import planned_runs
+
+    yield from find_authors_models(args)
+    classes = len(reading.open_split(args.data, "test_b").classes)
+    for run in runs:
+        if not run.is_finished:
+            cli.say(f"\n{run.name}: training")
+            planned_runs.train(run, count, book.counter(run.name))
+        yield trained_here(run, args.data, classes)
+
+
 def find_authors_models(args: argparse.Namespace) -> list[Measured]:
     """Give the authors' networks in --models, with what they are measured on."""
     from dl_slicer.patch_sets import reading
@@ -248,8 +263,8 @@ def trained_here(run: PlannedRun, data: str, classes: int) -> Measured:
     )
 
 
-def measure(model: Measured, args: argparse.Namespace, book: Ledger, count: int) -> Measured:
-    """Test a model, unless its results on these patches lie there. Give it with its hours.
+def measure(model: Measured, args: argparse.Namespace, book: Ledger, count: int) -> bool:
+    """Test a model, unless its results on these patches lie there. Give whether it was tested now.
 
     count: of processes.
     """
@@ -262,22 +277,23 @@ def measure(model: Measured, args: argparse.Namespace, book: Ledger, count: int)
         "patches": identity.identify(reading.open_split(model.data, model.split)),
     }
     is_whole = all((folder / name).is_file() for name in RESULT_FILES)
-    if not is_whole or book.measured.get(model.name) != made_of:
-        cli.say(f"\n{model.name}: testing {printable(model.checkpoint)}")
-        flags_of_test = {
-            "--checkpoint": model.checkpoint,
-            "--data": model.data,
-            "--split": model.split,
-            "--out": folder,
-            "--device": args.changed.device,
-            "--amp": args.changed.amp,
-            "--workers": args.changed.workers,
-        }
-        given = [flag for flag in flags_of_test.items() if flag[1] is not None]
-        processes.run_script(TEST, [str(part) for flag in given for part in flag], count)
-        book.measured[model.name] = made_of
-        book.save()
-    return replace(model, hours=book.hours(model.name))
+    if is_whole and book.measured.get(model.name) == made_of:
+        return False
+    cli.say(f"\n{model.name}: testing {printable(model.checkpoint)}")
+    flags_of_test = {
+        "--checkpoint": model.checkpoint,
+        "--data": model.data,
+        "--split": model.split,
+        "--out": folder,
+        "--device": args.changed.device,
+        "--amp": args.changed.amp,
+        "--workers": args.changed.workers,
+    }
+    given = [flag for flag in flags_of_test.items() if flag[1] is not None]
+    processes.run_script(TEST, [str(part) for flag in given for part in flag], count)
+    book.measured[model.name] = made_of
+    book.save()
+    return True
 
 
 def write_tables(args: argparse.Namespace, measured: Sequence[Measured]) -> None:

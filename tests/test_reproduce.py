@@ -248,17 +248,16 @@ def test_the_authors_models_are_measured_on_their_patches(chain, data, tmp_path,
     calls = []
     monkeypatch.setattr(processes, "run_script", lambda *call: calls.append(call))
     book = ledger.Ledger(folder=tmp_path)
-    assert reproduce.measure(row, args, book, 2).hours is None
+    assert reproduce.measure(row, args, book, 2)
     results = tmp_path / "authors-resnet34" / "test_b"
     given = ["--checkpoint", model, "--data", data, "--split", "test_b", "--out", results]
     given += ["--device", "cpu"]
     assert calls == [("test_classification.py", [str(word) for word in given], 2)]
     # The same model on the same patches is not measured again, another one is.
     shutil.copytree(chain.out / ROBUST / "test_b", results)
-    reproduce.measure(row, args, book, 2)
-    assert len(calls) == 1
+    assert not reproduce.measure(row, args, book, 2)
     model.write_bytes(b"others")
-    reproduce.measure(row, args, book, 2)
+    assert reproduce.measure(row, args, book, 2)
     assert len(calls) == 2
 
 
