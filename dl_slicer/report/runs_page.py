@@ -33,7 +33,9 @@ def write_runs_page(out: str | Path) -> Path:
 
 def render(runs: Runs) -> str:
     """Give the page as HTML."""
-    best = max(runs.runs, key=lambda run: run.top1)
+    suspected = [run for run in runs.runs if _may_know_the_test(run)]
+    trusted = [run for run in runs.runs if run not in suspected]
+    best = max(trusted or suspected, key=lambda run: run.top1)
     closest_first = sorted(runs.differences, key=lambda found: found.difference)
     of_best = [found for found in closest_first if best.model in (found.better, found.other)]
     rasters = [run.rasters for run in runs.runs if run.rasters is not None]
@@ -49,7 +51,7 @@ def render(runs: Runs) -> str:
         clear=sum(found.is_clear for found in runs.differences),
         many_pairs=len(runs.differences) >= MANY_PAIRS,
         few_rasters=bool(rasters) and min(rasters) < FEW_RASTERS,
-        suspected=[run for run in runs.runs if _may_know_the_test(run)],
+        suspected=suspected,
         agreements=runs.agreements,
         known_agreements=known,
         command=runs.command,

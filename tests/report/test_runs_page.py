@@ -139,6 +139,15 @@ def test_differences_are_told_with_the_better_first(tmp_path):
     assert "Few rasters." in words
 
 
+def test_what_may_know_the_test_is_not_called_the_best(tmp_path):
+    rows = [row("aa", 0.7), row("theirs", 0.9, test_patches=PERHAPS)]
+    words = check(write_runs_page(write(tmp_path, rows))).words()
+    assert "The best model, aa , gives 70.0 %" in words
+    (tmp_path / "table.csv").unlink()
+    words = check(write_runs_page(write(tmp_path, rows[1:]))).words()
+    assert "theirs gives 90.0 %" in words
+
+
 def test_the_chart_holds_all_intervals_in_order(many):
     text = many.read_text(encoding="utf-8")
     chart = text[text.index('<svg class="chart intervals"') :].split("</svg>")[0]

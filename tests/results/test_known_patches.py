@@ -81,9 +81,10 @@ def test_one_patch_among_train_is_enough_to_warn(made, tmp_path):
     assert not found.is_held_out
 
 
-def test_what_lies_between_the_windows_is_not_found(made, tmp_path):
+@pytest.mark.parametrize("shift", [1, STRIDE // 2])
+def test_what_lies_between_the_windows_is_not_found(made, tmp_path, shift):
     raw, data = made
-    found = find(publish(raw, tmp_path, shift=STRIDE // 2), data)
+    found = find(publish(raw, tmp_path, shift=shift), data)
     assert sum(found.looked_for.values()) == 40
     assert found.in_test == dict.fromkeys(CITIES, 0)
     assert found.in_train == {}
