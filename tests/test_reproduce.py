@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, SIZES, as_flags, make_raw, signal_handlers_kept
 from PIL import Image
 
@@ -69,6 +70,15 @@ def scripts(monkeypatch):
     monkeypatch.setattr(processes, "run_script", inline.run_script)
     monkeypatch.setattr(processes, "output_of_script", inline.output_of_script)
     return inline
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Two of them spend more time on so little work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
