@@ -43,7 +43,8 @@ paper: .venv/installed
 endif
 
 test: .venv/tests
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q tests
+	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 \
+	    $(BIN)/python -m pytest -q -n 2 --dist worksteal tests
 
 lint: .venv/tests
 	$(BIN)/ruff format --check .

@@ -9,6 +9,7 @@ into a folder beside A that is named after both (here checkpoints/resnet50/test_
     per_city.csv        a row a city
     patches.csv         a row for each patch that one alone recognises
     patches/            these as pictures, a sheet a city, where the patch set is still there
+    report.html         all of it on one page, to be opened in a browser
     contents.json       these files, which the next call replaces, and the flags
 """
 
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Compare two folders of results as the flags say, and write what was found."""
     args = read_flags(argv)
     # Only now: they import torch and scipy, which takes seconds, and a wrong flag is told at once.
+    from dl_slicer.report import comparison_page
     from dl_slicer.results import comparison, result_folder
 
     compared = comparison.compare(args.a, args.b)
@@ -50,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         comparison.write_tables(new, compared)
         comparison.print_comparison(compared)
         pictures = write_pictures(new, compared)
+        comparison_page.write_comparison_page(new)
     print(f"\n{pictures}\nresults: {out}")
+    print(f"the report, to be opened in a browser:\n{out / 'report.html'}")
 
 
 def output_folder(compared: Comparison) -> Path:

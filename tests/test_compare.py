@@ -191,6 +191,7 @@ def test_without_the_patch_set_the_tables_are_written(tested, capsys):
         "comparison.json",
         "per_city.csv",
         "patches.csv",
+        "report.html",
         "contents.json",
     }
 

@@ -3,7 +3,8 @@
 For results of a test: report.html, from the files that test_classification.py left there, and from
 config.json and log.csv beside the checkpoint. What a run lacks (a log, intervals, portraits) is
 left out or said. For several runs: report.html, from the tables that python -m dl_slicer.reproduce
-left there. For rasters that were placed or explained: <name>.html from each <name>.explorer.
+left there; for two models, from what python -m dl_slicer.compare left. For rasters that were placed
+or explained: <name>.html from each <name>.explorer.
 A page is one file: no network, no scripts from elsewhere; it opens from disk.
 """
 
@@ -13,7 +14,14 @@ from pathlib import Path
 
 from dl_slicer import files
 from dl_slicer.cli import Parser, run
-from dl_slicer.report import explorer, page, runs_files, runs_page
+from dl_slicer.report import (
+    comparison_files,
+    comparison_page,
+    explorer,
+    page,
+    runs_files,
+    runs_page,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -21,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument(
         "folder",
-        help="where test_classification.py, python -m relevance_cam or python -m"
-        " dl_slicer.reproduce wrote its results",
+        help="where test_classification.py, python -m relevance_cam, dl_slicer.reproduce or"
+        " dl_slicer.compare wrote its results",
     )
     folder = Path(parser.parse_args(argv).folder)
     explorers = explorer.find_explorers(folder)
@@ -31,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with files.hold(results) if results.is_dir() else nullcontext():
         if (folder / runs_files.TABLE).exists():
             print(runs_page.write_runs_page(folder))
+        elif (folder / comparison_files.COMPARISON).exists():
+            print(comparison_page.write_comparison_page(folder))
         elif not explorers or (folder / "metrics.json").exists():
             print(page.write_report(folder))
         for found in explorers:

@@ -247,12 +247,18 @@ def _training(found: dict) -> Training:
 
 
 VIEW = ("ground_resolution", "bands", "stretch", "crs", "max_nodata")
+SWITCHES = ("mosaic", "allow_overlap")
 USUAL_MAX_NODATA = 0.05
 
 
-def _flags_of_view(found: dict) -> tuple[str, ...]:
-    """How rasters were seen, as flags of preprocessing.py; none of what is usual."""
+def _flags_of_rasters(found: dict) -> tuple[str, ...]:
+    """How rasters were arranged and seen, as flags of preprocessing.py; none of what is usual."""
     words = []
+    if found.get("sites") is not None:
+        words += ["--sites", str(whole_number(found["sites"]))]
+    for key in SWITCHES:
+        if found.get(key) is True:
+            words.append(f"--{key.replace('_', '-')}")
     for key in VIEW:
         value = found.get(key)
         if value is None or (key == "max_nodata" and value == USUAL_MAX_NODATA):
@@ -284,7 +290,7 @@ def _patch_set(found: dict) -> PatchSet:
             city: number(metres)
             for city, metres in mapping(found.get("held_out_distance", {})).items()
         },
-        seen=_flags_of_view(found),
+        seen=_flags_of_rasters(found),
     )
 
 
