@@ -1,8 +1,14 @@
 # make demo: the whole job on a small drawn sample.   make test: the tests.   make lint: ruff.
-# PYTHON=... chooses another Python than python3, DEMO=... another folder than demo.
+# make paper: from an empty disk to the paper's table; given again, it goes on where it stopped.
+# PYTHON=... chooses another Python than python3, DEMO=... another folder than demo. For the paper
+# DATA=... is a patch set to take instead of the published data, OUT=... the folder of the runs, and
+# PAPER="..." are more flags of python -m dl_slicer.reproduce.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo
+DATA :=
+OUT := checkpoints/paper
+PAPER :=
 
 demo: .venv/installed
 	$(BIN)/python data/make_sample.py --out $(DEMO)/raw --cities 6 --sites 3 --size 2400
@@ -23,6 +29,19 @@ demo: .venv/installed
 	    "a figure for each patch"
 	@echo "The results on one page, to be opened in a browser: $(DEMO)/run/test_b/report.html"
 
+# Each step passes over what is done. data/processed is used where it has been fetched, too.
+ifeq ($(DATA),)
+paper: .venv/hub
+	$(BIN)/python data/fetch.py --what raw --out data/raw
+	$(BIN)/python data/fetch.py --what models --out checkpoints/published
+	$(BIN)/python preprocessing.py --raw data/raw --out data/patches
+	$(BIN)/python -m dl_slicer.reproduce --data data/patches --out $(OUT) \
+	    --models checkpoints/published --processed data/processed $(PAPER)
+else
+paper: .venv/installed
+	$(BIN)/python -m dl_slicer.reproduce --data $(DATA) --out $(OUT) $(PAPER)
+endif
+
 test: .venv/tests
 	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 \
 	    $(BIN)/python -m pytest -q -n 2 --dist worksteal tests
@@ -38,8 +57,13 @@ lint: .venv/tests
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
+.venv/hub: .venv/installed requirements-optional.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check \
+	    "$$(sed -n 's/^\(huggingface_hub[^ ]*\).*/\1/p' requirements-optional.txt)"
+	@touch $@
+
 .venv/tests: .venv/installed requirements-dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-.PHONY: demo test lint
+.PHONY: demo paper test lint

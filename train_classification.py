@@ -168,6 +168,13 @@ def add_run_flags(group: flags.FlagGroup) -> None:
         metavar="STEPS",
         help="also save last.pth every so many steps",
     )
+    group.add_argument(
+        "--rehearse",
+        type=cli.number(least=1),
+        default=argparse.SUPPRESS,  # a run's files are to know nothing of it
+        metavar="STEPS",
+        help="time so many steps and batches of validation, print that as JSON, and write nothing",
+    )
 
 
 class RenamedFlag(argparse.Action):
@@ -210,7 +217,7 @@ def train_run(args: argparse.Namespace, given: list[str]) -> None:
     from dl_slicer import distributed
     from dl_slicer.model import evaluation
     from dl_slicer.patch_sets import ordering
-    from dl_slicer.training import epochs, history, preparing, runs, signals
+    from dl_slicer.training import epochs, history, preparing, rehearsal, runs, signals
 
     device, dtype = preparing.prepare_device(args)
     train, val = preparing.open_data(args.data)
@@ -218,8 +225,12 @@ def train_run(args: argparse.Namespace, given: list[str]) -> None:
     setup = evaluation.Setup(device, dtype, workers=workers)
     run = runs.begin_or_resume(args, train, val, device, dtype)
     stop = signals.catch_signals()
-    runs.start_writing(run, given, device)
     network = preparing.trainable(run.model, device, args.compile)
+    if "rehearse" in args:
+        rehearsal.print_times(run, network, (train, val), setup, stop)
+        distributed.leave()
+        return
+    runs.start_writing(run, given, device)
     run.say(preparing.describe(args, setup, train, val))
 
     started = time.time()

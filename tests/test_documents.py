@@ -21,6 +21,7 @@ COMMANDS = (
     "-m relevance_cam",
     "-m dl_slicer.report",
     "-m dl_slicer.compare",
+    "-m dl_slicer.reproduce",
 )
 
 
@@ -37,7 +38,8 @@ def flags_of(command, text):
     for line in commands(text):
         before, typed, after = line.partition(command)
         if typed and re.search(r"python |torchrun ", before):
-            found |= set(re.findall(r"(?<!\S)--[a-z][a-z-]*", after))
+            own = after.partition(" -- ")[0]  # the others are another command's
+            found |= set(re.findall(r"(?<!\S)--[a-z][a-z-]*", own))
     return found
 
 

@@ -28,6 +28,13 @@ def new_network(arch: str, classes: int) -> ResNet:
     return torchvision.models.get_model(arch, weights=None, num_classes=classes)
 
 
+def count_parameters(arch: str, classes: int) -> int:
+    """Count the numbers that training sets in such a network."""
+    with torch.device("meta"):  # without memory
+        network = new_network(arch, classes)
+    return sum(weight.numel() for weight in network.parameters())
+
+
 def imagenet_weights(arch: str, version: str) -> dict[str, Tensor]:
     """Give torchvision's ImageNet weights of a version ("IMAGENET1K_V1") as a state dict.
 
