@@ -24,7 +24,8 @@ demo: .venv/installed
 	@echo "The results on one page, to be opened in a browser: $(DEMO)/run/test_b/report.html"
 
 test: .venv/tests
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q tests
+	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 \
+	    $(BIN)/python -m pytest -q -n 2 --dist worksteal tests
 
 lint: .venv/tests
 	$(BIN)/ruff format --check .

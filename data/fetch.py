@@ -29,6 +29,7 @@ from dl_slicer.files import hold
 from dl_slicer.hub import archives, fetching, layout
 from dl_slicer.hub.downloads import Repository, size_text
 from dl_slicer.hub.fetching import NoLevel, Places, Request, names_of
+from dl_slicer.model.weight_files import Model, describe
 from dl_slicer.patch_sets import image_files
 from dl_slicer.patch_sets.image_files import UnreadableImage
 
@@ -47,7 +48,6 @@ ARCHS = ("resnet18", "resnet34", "resnet50", "resnet101")
 FILES = ("best.pth", "last.pth")
 
 LOOKED_AT = 20  # of a folder's patches, for their size
-WEIGHTS = (b"PK", b"\x80")  # how files of weights begin: archives of torch.save, and pickles
 
 
 def read_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -366,38 +366,6 @@ def without_doubles(path: PurePosixPath) -> PurePosixPath:
     return PurePosixPath(
         *(part for part, above in zip(parts, ("", *parts), strict=False) if part != above)
     )
-
-
-class Model(NamedTuple):
-    """What a file of weights holds."""
-
-    arch: str
-    parameters: int
-    classes: int
-    has_names: bool
-
-
-def describe(path: Path) -> Model | str | None:
-    """Say what a file holds; why it is no network of ours; None if it is no file of weights."""
-    with open(path, "rb") as file:
-        if not file.read(2).startswith(WEIGHTS):
-            return None
-    # torch takes seconds, and rasters need none.
-    import torch
-
-    from dl_slicer.model import checkpoints, networks
-
-    try:
-        found = checkpoints.read_file(path)
-    except InputError as error:
-        return str(error).removeprefix(f"{printable(path)}: ")
-    if found.arch is None:
-        return "weights of no ResNet that torchvision has"
-    classes = len(found.model["fc.weight"])
-    with torch.device("meta"):  # the layers without their weights
-        network = networks.new_network(found.arch, classes)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    return Model(found.arch, parameters, classes, found.classes is not None)
 
 
 def compare_models(out: Path, names: list[str], cities: layout.Cities) -> Iterator[str]:

@@ -41,7 +41,8 @@ def arrange(request: Request) -> Arrangement:
 
     is_asked = request.sites is not None or sites.load(request.out)
     jobs = finding.find_rasters(request.raw, request.out, find_sites if is_asked else None)
-    if request.mosaic or mosaics.has_any(request.out):
+    has_mosaics = request.mosaic or mosaics.has_any(request.out)
+    if has_mosaics:
         jobs = mosaics.join(request, survey, jobs)
     found = survey.look((job.raster, job.stamp) for job in jobs)
     if not found:
@@ -55,6 +56,8 @@ def arrange(request: Request) -> Arrangement:
     ]
     overlaps.check_halves(request, jobs, pieces)
     facts = {
+        "sites": sites.most_sites(by_place) if by_place else None,
+        "mosaic": has_mosaics,
         "allow_overlap": overlaps.refuse_overlaps(request, survey, pieces),
         "held_out_distance": sites.held_out_distances(survey, jobs, found),
     }

@@ -46,7 +46,7 @@ def assign(
     that is not in it is divided into --sites. InputError if that cannot be.
     """
     before = load(request.out)
-    number = request.sites or _most_sites(before)
+    number = request.sites or most_sites(before)
     sites: dict[str, str] = {}
     faults: list[str] = []
     for city, stamped in sorted(flat.items()):
@@ -70,7 +70,8 @@ def assign(
     return sites
 
 
-def _most_sites(before: Mapping[str, str]) -> int:
+def most_sites(before: Mapping[str, str]) -> int:
+    """How many sites a city was given, at {raster: site}: what --sites was."""
     names = defaultdict(set)
     for raster, site in before.items():
         names[raster.partition("/")[0]].add(site)

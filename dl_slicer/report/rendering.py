@@ -37,6 +37,7 @@ def _environment() -> jinja2.Environment:
         "interval": words.interval,
         "network_name": words.network_name,
         "percent": words.percent,
+        "points": words.points,
     }
     return environment
 

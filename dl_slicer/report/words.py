@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Sequence
 
 NOTHING = "–"
+MINUS = "\u2212"
 NO_BREAK = "\u00a0"
 NARROW_NO_BREAK = "\u202f"
 REPLACEMENT = "\ufffd"
@@ -19,6 +20,11 @@ def interval(ends: Sequence[float]) -> str:
     """Give both ends of an interval (shares, 0 to 1) in per cent."""
     low, high = ends
     return f"{100 * low:.1f} to {100 * high:.1f}{NO_BREAK}%"
+
+
+def points(share: float) -> str:
+    """Give a difference of shares in percentage points."""
+    return f"{100 * share:.1f}".replace("-", MINUS)
 
 
 def count(number: int, one: str, many: str | None = None) -> str:

@@ -66,7 +66,7 @@ def explain_raster(
             name = explorers.pick_name(file, endings, call, set())
             main_file = f"{name}_{next(iter(methods))}.jpg"
             with new_results(replace(call, main_file=main_file)) as new:
-                task = RasterTask(new, name, file, seen, checkpoint, device, wanted)
+                task = RasterTask(new, name, file, seen.denser(), checkpoint, device, wanted)
                 said = _explain_by_all(task, methods)
     except UnreadableImage as error:
         raise InputError(f"{printable(file)}: {error}") from None
@@ -99,19 +99,20 @@ class RasterTask:
         images = torch.from_numpy(windows).to(self.device)
         return transforms.normalise(images, self.checkpoint.mean, self.checkpoint.std)
 
-    @contextmanager
-    def batches(self, label: str) -> Iterator[Iterator[rasters.Batch]]:
-        """Give the windows, with a bar that says how much of the raster has been read."""
-        total = self.seen.megapixels
-        with show_progress(total=total, desc=label, unit=" megapixels") as bar:
-            yield self.seen.batches(BATCH_SIZE, bar)
+
+@contextmanager
+def _batches(seen: SeenRaster, label: str) -> Iterator[Iterator[rasters.Batch]]:
+    """Give the windows, with a bar that says how much of the raster has been read."""
+    with show_progress(total=seen.megapixels, desc=label, unit=" megapixels") as bar:
+        yield seen.batches(BATCH_SIZE, bar)
 
 
 def _explain_by_all(task: RasterTask, methods: dict[str, Callable]) -> list[tuple[str, str]]:
     """Write the results of each method. Returns what was found, and the figure, of each."""
     target = task.wanted.target
     if target is None:
-        with task.batches("which city") as batches:
+        # For a mean over the raster the windows that places are told from will do.
+        with _batches(replace(task.seen, density=1), "which city") as batches:
             model = next(iter(methods.values())).model
             target = rasters.most_probable_class(model, batches, task.prepare)
     classes = task.checkpoint.classes
@@ -149,7 +150,7 @@ def _explain_by(
             sinks.append(opened.enter_context(_map_cells(task, name, method.layers)))
         if task.wanted.save_maps:
             sinks.append(opened.enter_context(map_rows.map_files(task.new, method.layers, grid)))
-        batches = opened.enter_context(task.batches("explaining"))
+        batches = opened.enter_context(_batches(task.seen, "explaining"))
         plain = task.wanted.plain
         for part in rasters.blend(method, batches, grid, task.prepare, target, plain):
             probabilities.append(part.probabilities)

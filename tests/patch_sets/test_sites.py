@@ -196,6 +196,7 @@ def test_the_summary_and_the_set_say_how_far_the_held_out_site_lies(raw, preproc
                 down = max(0, abs(y - other_y) - height)
                 apart.append((across**2 + down**2) ** 0.5)
     # A metre of UTM 11N is about 0.9996 m of the ground in the middle of the zone.
+    assert (description["sites"], description["mosaic"]) == (3, False)
     distance = description["held_out_distance"][CITY]
     assert distance == pytest.approx(min(apart), rel=1e-3)
     assert f"CCC {distance:,.0f} m" in capsys.readouterr().out

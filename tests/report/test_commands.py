@@ -134,6 +134,11 @@ def test_one_set_for_both_is_made_once(run):
             {"stretch": [0.0, 65535.0], "crs": "EPSG:26911", "max_nodata": 0.2},
             "--stretch 0 65535 --crs EPSG:26911 --max-nodata 0.2",
         ),
+        (
+            {"sites": 3, "mosaic": True, "allow_overlap": True, "bands": [1, 2, 3]},
+            "--sites 3 --mosaic --allow-overlap --bands 1 2 3",
+        ),
+        ({"sites": None, "mosaic": False, "allow_overlap": False}, ""),
     ],
 )
 def test_how_the_rasters_of_a_set_were_seen(run, view, flags):
