@@ -13,12 +13,20 @@ Writes last.pth, best.pth (by validation accuracy), log.csv, config.json and cur
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dl_slicer import cli, files
 from dl_slicer.model import architectures, flags
-from dl_slicer.training import recipes, schedules
+from dl_slicer.training import recipes, schedules, tracking
+
+if TYPE_CHECKING:  # for torch takes seconds to import
+    from torch.nn import Module
+
+    from dl_slicer.model.evaluation import Setup
+    from dl_slicer.patch_sets.reading import PatchSet
+    from dl_slicer.training.runs import Run
 
 
 def read_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -40,6 +48,7 @@ def read_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
             setattr(args, setting, value)
     if args.out is None:
         args.out = str(Path("checkpoints", args.arch))
+    tracking.check_installed(args.track)
     return args
 
 
@@ -175,6 +184,12 @@ def add_run_flags(group: flags.FlagGroup) -> None:
         metavar="STEPS",
         help="time so many steps and batches of validation, print that as JSON, and write nothing",
     )
+    group.add_argument(
+        "--track",
+        choices=tracking.TRACKERS,
+        help="also show how the run goes in TensorBoard (the folder tensorboard/ of the run), or at"
+        " Weights & Biases (recorded in wandb/ where there is no connection)",
+    )
 
 
 class RenamedFlag(argparse.Action):
@@ -209,15 +224,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def train_run(args: argparse.Namespace, given: list[str]) -> None:
-    """Open the data, begin or resume the run, for each epoch train, validate, save.
+    """Open the data, begin or resume the run, train it.
 
     given: the flags as they were typed.
     """
     # Here, since torch takes seconds to import, and a mistyped flag is told before.
     from dl_slicer import distributed
     from dl_slicer.model import evaluation
-    from dl_slicer.patch_sets import ordering
-    from dl_slicer.training import epochs, history, preparing, rehearsal, runs, signals
+    from dl_slicer.training import preparing, rehearsal, runs, signals
 
     device, dtype = preparing.prepare_device(args)
     train, val = preparing.open_data(args.data)
@@ -234,6 +248,33 @@ def train_run(args: argparse.Namespace, given: list[str]) -> None:
     run.say(preparing.describe(args, setup, train, val))
 
     started = time.time()
+    with runs.watched(run, train):
+        is_done = train_epochs(run, network, train, val, setup, stop)
+    if is_done:
+        run.say(
+            f"{run.folder}: best.pth is epoch {run.best['epoch']}"
+            f" (val accuracy {run.best['val_accuracy']:.4f});"
+            f" also last.pth, log.csv, curves.png, config.json; {time.time() - started:.0f} s"
+        )
+    distributed.leave()
+    if not is_done:
+        raise SystemExit(1)
+
+
+def train_epochs(
+    run: "Run",
+    network: "Module",
+    train: "PatchSet",
+    val: "PatchSet",
+    setup: "Setup",
+    stop: Callable[[], bool],
+) -> bool:
+    """For each epoch that is left train, validate, save. Give False if stop() said True."""
+    from dl_slicer import distributed
+    from dl_slicer.patch_sets import ordering
+    from dl_slicer.training import epochs, history
+
+    args = run.args
     while run.epoch < args.epochs:
         order = ordering.epoch_order(
             train.labels, args.batch_size, args.seed, run.epoch, args.balanced
@@ -241,15 +282,14 @@ def train_run(args: argparse.Namespace, given: list[str]) -> None:
         epochs.train_epoch(run, network, train, order, setup, stop)
         scores = None
         if run.step == len(order):
-            scores = evaluation.score(run.result, val, setup, "validation", stop)
+            scores = epochs.validate(run, val, setup, stop)
         if scores is None:  # a signal has come
             run.save("last.pth")
             run.say(
                 f"stopped in epoch {run.epoch + 1} after step {run.step} of {len(order)};"
                 " the same command with --resume goes on there"
             )
-            distributed.leave()
-            raise SystemExit(1)
+            return False
         is_best = run.finish_epoch(scores)
         # best.pth first: a run killed in between repeats the epoch and comes to the same best.pth.
         if is_best:
@@ -259,12 +299,7 @@ def train_run(args: argparse.Namespace, given: list[str]) -> None:
         if distributed.RANK == 0:
             history.write_history(run.folder, run.history)
         run.say(history.describe(run.history[-1], args.epochs, is_best))
-    run.say(
-        f"{run.folder}: best.pth is epoch {run.best['epoch']}"
-        f" (val accuracy {run.best['val_accuracy']:.4f});"
-        f" also last.pth, log.csv, curves.png, config.json; {time.time() - started:.0f} s"
-    )
-    distributed.leave()
+    return True
 
 
 if __name__ == "__main__":

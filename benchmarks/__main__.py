@@ -16,7 +16,6 @@ part comes), machine; gpu where there is one.
 """
 
 import json
-import platform
 import sys
 import tempfile
 import time
@@ -26,15 +25,14 @@ import torch
 
 from benchmarks import (
     evaluation,
-    gpu,
+    gpu_rates,
     input_path,
     limits,
     preprocessing,
     relevance_cam,
     training,
 )
-from benchmarks.sides import CORES, Sizes, make_data
-from dl_slicer import versions
+from benchmarks.sides import CORES, Sizes, describe_machine, make_data
 from dl_slicer.cli import Parser, run
 from dl_slicer.machine import keep_memory
 from dl_slicer.model import devices, flags
@@ -75,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{name}: {json.dumps(result[name])}", file=sys.stderr, flush=True)
         result["limits"] = limits.reached(result)
         if device.type == "cuda":
-            result["gpu"] = gpu.compare(work, sizes, device)
+            result["gpu"] = gpu_rates.compare(work, sizes, device)
     print_table(result)
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
@@ -88,32 +86,6 @@ def choose_sizes(quick: bool, device: torch.device) -> Sizes:
     if device.type == "cuda":
         return Sizes(rasters=48, rounds=3, batch=256, images=128, steps=20, quick=False)
     return Sizes(rasters=48, rounds=3, batch=64, images=128, steps=1, quick=False)
-
-
-def describe_machine(device: torch.device) -> dict[str, object]:
-    """On what the results were measured."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    bf16 = [name for name in ("avx512_bf16", "amx_bf16") if capabilities.get(name)]
-    return {
-        "processor": processor_name(),
-        "cores": CORES,
-        "threads": torch.get_num_threads(),
-        "bf16_instructions": bf16,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "dtype": str(devices.pick_dtype("auto", device)).removeprefix("torch."),
-        "date": time.strftime("%Y-%m-%d"),
-        **versions.installed(),
-    }
-
-
-def processor_name() -> str:
-    """What the processor is called, as far as the system says it."""
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    for line in lines:
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.processor()
 
 
 def print_table(result: dict[str, dict]) -> None:

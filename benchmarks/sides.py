@@ -1,5 +1,6 @@
 """What the parts of `python -m benchmarks` share: the data, plain's way to batches, and ours."""
 
+import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms as plain_transforms
 
 from benchmarks import script
-from dl_slicer import machine
+from dl_slicer import machine, versions
 from dl_slicer.model import devices, networks
 from dl_slicer.patch_sets import batching, ordering, reading, transforms
 from dl_slicer.patch_sets.on_disk import IMAGE_SIZE
@@ -55,6 +56,32 @@ def make_data(work: Path, sizes: Sizes) -> None:
     raw = drawn if sizes.quick else work / "one"
     flags = ("--jpegs", "--test-b", sizes.images // 2)
     script("preprocessing.py", "--raw", raw, "--out", work / "patches", *flags)
+
+
+def describe_machine(device: torch.device) -> dict[str, object]:
+    """On what the results were measured."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    bf16 = [name for name in ("avx512_bf16", "amx_bf16") if capabilities.get(name)]
+    return {
+        "processor": processor_name(),
+        "cores": CORES,
+        "threads": torch.get_num_threads(),
+        "bf16_instructions": bf16,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "dtype": str(devices.pick_dtype("auto", device)).removeprefix("torch."),
+        "date": time.strftime("%Y-%m-%d"),
+        **versions.installed(),
+    }
+
+
+def processor_name() -> str:
+    """What the processor is called, as far as the system says it."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    for line in lines:
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.processor()
 
 
 def clock(device: torch.device) -> float:

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from dl_slicer import cli
+from dl_slicer.cli import InputError
 
 RANK = int(os.environ.get("RANK", 0))
 WORLD = int(os.environ.get("WORLD_SIZE", 1))
@@ -17,17 +18,30 @@ WORLD = int(os.environ.get("WORLD_SIZE", 1))
 def join(device: str) -> str:
     """Join the processes that torchrun started. Give the name of this process's own device.
 
-    device: what the user asked for.
+    device: what the user asked for; "auto" and "cuda" are a GPU for each process.
+    InputError if there are fewer GPUs than processes on this machine.
     """
     if WORLD == 1:
         return device
-    if device == "auto" and torch.cuda.is_available():
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-    on_gpu = device.startswith("cuda")
+    has_gpus = torch.cuda.is_available()
+    if device in ("auto", "cuda") and has_gpus:
+        device = f"cuda:{_own_gpu()}"
+    on_gpu = device.startswith("cuda") and has_gpus  # else the device is refused where it is used
     if on_gpu:
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     return device
+
+
+def _own_gpu() -> int:
+    own = int(os.environ["LOCAL_RANK"])
+    there = torch.cuda.device_count()
+    if own >= there:
+        raise InputError(
+            f"there are more processes than GPUs on this machine: start torchrun with"
+            f" --nproc_per_node={there}"
+        )
+    return own
 
 
 def print_once(line: str) -> None:

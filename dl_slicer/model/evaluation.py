@@ -71,19 +71,23 @@ def score(
     setup: Setup,
     desc: str = "evaluating",
     stop: Callable[[], bool] = lambda: False,
+    confusion: Tensor | None = None,
 ) -> Tensor | None:
     """Give each patch's loss and whether it is right (1 or 0), as evaluate() would find them.
 
     Float32 (N, 2) on the CPU: far smaller than the logits of a whole split.
     desc: what the progress bar is called. stop: asked after each batch; once it says True the
-    work ends and the result is None.
+    work ends and the result is None. confusion: int64 (classes, classes) on the device, in which
+    the patches of this process are counted: rows are true cities, columns predicted ones.
     """
 
     def loss_and_is_right(images: Tensor, labels: Tensor) -> tuple[Tensor]:
         logits = model(images).float()
         loss = cross_entropy(logits, labels, reduction="none")
-        is_right = (logits.argmax(1) == labels).float()
-        return (torch.stack([loss, is_right], 1),)
+        predicted = logits.argmax(1)
+        if confusion is not None:
+            confusion.index_put_((labels, predicted), torch.ones_like(labels), accumulate=True)
+        return (torch.stack([loss, (predicted == labels).float()], 1),)
 
     answers = _of_all_batches(model, patch_set, setup, loss_and_is_right, (2,), desc, stop)
     return None if answers is None else answers[0]

@@ -1,4 +1,4 @@
-"""One epoch of training."""
+"""One epoch: of training, and of validation."""
 
 import time
 from collections.abc import Callable
@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from dl_slicer.distributed import RANK, WORLD
-from dl_slicer.model import devices
+from dl_slicer.distributed import RANK, WORLD, total
+from dl_slicer.model import devices, evaluation
 from dl_slicer.model.evaluation import Setup
 from dl_slicer.patch_sets import batching, ordering, transforms
 from dl_slicer.patch_sets.reading import PatchSet
 from dl_slicer.training.runs import Run, Totals
 from dl_slicer.training.schedules import learning_rate
+from dl_slicer.training.tracking import Point
 
 OWN_SHARE = slice(RANK, None, WORLD)  # of a batch: the patches that this process takes
 SECONDS_BETWEEN_CHECKS = 1
@@ -31,6 +32,8 @@ def train_epoch(
 ) -> None:
     """Train on order[run.step:], or until stop() says True. Bring run.step and run.totals on.
 
+    run.patches_a_second is then the rate of this call; None if it took no step.
+
     network: run.model as preparing.trainable gives it.
     order: the patches of the epoch, whole numbers (steps, batch size), as ordering gives them.
     stop: asked after each step. With --save-every the run is also saved in between.
@@ -38,6 +41,7 @@ def train_epoch(
     """
     steps, batch_size = order.shape
     first_step = run.step
+    started = time.time()
     network.train()
     totals = _on_device(run.totals, setup.device)
     checked_at = 0.0
@@ -65,9 +69,30 @@ def train_epoch(
                 run.totals = _fetched(totals, run.step * batch_size)
                 run.save("last.pth")
     run.totals = _fetched(totals, run.step * batch_size)
+    patches_done = (run.step - first_step) * batch_size
+    run.patches_a_second = patches_done / (time.time() - started) if patches_done else None
     # Only where the epoch ends, and once: a run that was stopped must come to the same bits.
     if first_step < run.step == steps:
         run.average_batch_norms()
+
+
+def validate(
+    run: Run, patches: PatchSet, setup: Setup, stop: Callable[[], bool] = lambda: False
+) -> Tensor | None:
+    """Score patches by the network that is saved, as evaluation.score gives it.
+
+    Who watches the run is shown the confusion of the last epoch, of which no other pass is made.
+    """
+    number = run.epoch + 1
+    confusion = None
+    if run.args.track and number == run.args.epochs:
+        size = len(patches.classes)
+        confusion = torch.zeros(size, size, dtype=torch.int64, device=setup.device)
+    scores = evaluation.score(run.result, patches, setup, "validation", stop, confusion)
+    if confusion is not None and scores is not None:
+        counts = devices.to_cpu(total(confusion)).numpy()
+        run.tracker.show_confusion(counts, patches.classes, number)
+    return scores
 
 
 def _on_device(totals: Totals, device: torch.device) -> Tensor:
@@ -154,5 +179,7 @@ def _check_and_show(run: Run, totals: Tensor, patches: int, bar: tqdm) -> None:
         return
     if not totals.isfinite().all():
         run.refuse_overflow()
-    loss, correct = (devices.to_cpu(totals) / patches).tolist()
-    bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{correct:.3f}")
+    loss, correct = devices.to_cpu(totals).tolist()
+    bar.set_postfix(loss=f"{loss / patches:.3f}", accuracy=f"{correct / patches:.3f}")
+    point = Point(run.epoch, time.time(), loss, correct, patches)
+    run.tracker.note_progress(point, run.step, run.optimizer.param_groups[0]["lr"])

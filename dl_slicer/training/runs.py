@@ -22,14 +22,18 @@ from dl_slicer.model import checkpoints, devices, networks
 from dl_slicer.model.checkpoints import Checkpoint
 from dl_slicer.patch_sets import on_disk
 from dl_slicer.patch_sets.reading import PatchSet
-from dl_slicer.training import averages, optimisers, recipes, saved_progress
+from dl_slicer.training import averages, optimisers, recipes, saved_progress, tracking
 from dl_slicer.training.history import Epoch, write_history
+from dl_slicer.training.tracking import Tracker
 
 # Flags that decide a run's result, beside those of its recipe: --resume must not change them.
 DECISIVE_FLAGS = ("arch", "weights", "batch_size", "balanced", "seed")
 SHORTLY = reprlib.Repr()
 SHORTLY.maxlevel = 3
 SHORTLY.maxdict = 10
+
+# Flags that say how this call goes, and nothing of what it makes.
+PASSING_FLAGS = ("resume", "track")
 
 # How rasters were seen, as dataset.json and checkpoints say it.
 VIEW = ("ground_resolution", "bands", "stretch")
@@ -67,6 +71,8 @@ class Run:
     best: dict | None = None  # the epoch of best.pth, and its val_accuracy
     # What each checkpoint says besides: its keys arch, classes, ..., args.
     description: dict = field(default_factory=dict)
+    patches_a_second: float | None = None  # trained on, of all processes; None: not known
+    tracker: Tracker = field(default_factory=Tracker)  # of one process
 
     @property
     def result(self) -> nn.Module:
@@ -133,6 +139,8 @@ class Run:
                 "val_accuracy": val_accuracy,
             }
         )
+        # Before it is saved: what a run that is killed in between has told is told again.
+        self.tracker.note_epoch(self.history[-1], self.patches_a_second)
         is_best = self.best is None or val_accuracy > self.best["val_accuracy"]
         if is_best:
             self.best = {"epoch": self.epoch, "val_accuracy": val_accuracy}
@@ -262,7 +270,7 @@ def chosen_view(train: PatchSet) -> dict[str, object]:
 
 def settings(args: Namespace, decisive: dict[str, object]) -> dict[str, object]:
     """Give what checkpoints and config.json keep: the flags, the precision and the data."""
-    flags = {name: value for name, value in vars(args).items() if name != "resume"}
+    flags = {name: value for name, value in vars(args).items() if name not in PASSING_FLAGS}
     return flags | decisive
 
 
@@ -425,3 +433,23 @@ def start_writing(run: Run, given: list[str], device: torch.device) -> None:
     with atomic(run.folder / "config.json", "w", encoding="utf-8") as file:
         json.dump(config, file, indent=1, ensure_ascii=False)
     write_history(run.folder, run.history)
+
+
+@contextmanager
+def watched(run: Run, train: PatchSet) -> Iterator[None]:
+    """Have the run told to what --track names for as long as the block runs. One process does it.
+
+    The run's folder must be there.
+    """
+    if RANK == 0 and run.args.track:
+        steps = steps_of_an_epoch(run.args, train)
+        done = run.epoch * steps + run.step
+        settings = run.description["args"]
+        run.tracker = tracking.start(run.args.track, run.folder, settings, steps, done, run.history)
+        run.tracker.processes = WORLD
+    is_well = False
+    try:
+        yield
+        is_well = run.epoch == run.args.epochs
+    finally:
+        run.tracker.close(is_well)

@@ -10,7 +10,7 @@ import torchvision
 from benchmarks import __main__ as command
 from benchmarks import (
     evaluation,
-    gpu,
+    gpu_rates,
     growth,
     input_path,
     limits,
@@ -179,7 +179,7 @@ def test_networks_are_measured_and_the_table_names_all_parts(work, sizes, monkey
 
 def test_training_on_a_gpu_is_measured_on_a_cpu_alike(work, sizes, monkeypatch):
     monkeypatch.setattr(torchvision.models, "resnet50", torchvision.models.resnet18)
-    found = gpu.compare(work, sizes, CPU)
+    found = gpu_rates.compare(work, sizes, CPU)
     assert min(found["device"], found["files"], found["in_memory"]) > 0
     assert found["share_files"] == pytest.approx(found["files"] / found["in_memory"])
 

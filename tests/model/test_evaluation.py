@@ -32,10 +32,14 @@ def test_scores_are_those_of_the_logits(data, finished):
     patch_set = reading.open_split(data, "test")
     logits = evaluation.evaluate(model, patch_set, SETUP).logits
     truth = torch.from_numpy(patch_set.labels.astype(np.int64))
-    loss, right = evaluation.score(model, patch_set, SETUP).T
+    confusion = torch.zeros(3, 3, dtype=torch.int64)
+    loss, right = evaluation.score(model, patch_set, SETUP, confusion=confusion).T
     torch.testing.assert_close(loss, cross_entropy(logits, truth, reduction="none"))
     assert torch.equal(right.bool(), logits.argmax(1) == truth)
     assert 0 < right.mean() < 1
+    for row, column in np.ndindex(3, 3):
+        expected = ((truth == row) & (logits.argmax(1) == column)).sum()
+        assert confusion[row, column] == expected
 
 
 def test_tta_is_the_mean_over_the_eight_symmetries(data, finished, tmp_path):
