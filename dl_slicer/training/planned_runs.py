@@ -180,6 +180,6 @@ def missing_bytes(run: PlannedRun, size: int) -> int:
 
 def count_processes(device: str | None) -> int:
     """Give how many processes a script is started in: one a GPU. device: as the user set it."""
-    if device not in (None, "auto"):
+    if device not in (None, "auto", "cuda"):
         return 1
     return max(1, torch.cuda.device_count())
