@@ -9,12 +9,12 @@ from PIL import Image
 QUALITY = 95
 
 
-def write_published(raw, out, patch_size=480, stride=240, quality=QUALITY, names=None, test_b=500):
+def write_published(raw, out, patch_size=480, stride=240, names=None, test_b=500, **jpeg):
     """Cut <raw>/<City (CODE)>/<site>/<raster> into <out>/<split>/<city>/<raster>_<N>.jpg.
 
     names: {path of a raster relative to raw: its name}, instead of its file's. test_b: how many
-    test patches of a city are drawn. Returns {path in out: (raster's path, row, col)}; where two
-    rasters have one name, what the later one wrote.
+    test patches of a city are drawn. jpeg: how files are compressed. Returns {path in out:
+    (raster's path, row, col)}; where two rasters have one name, what the later one wrote.
     """
     written = {}
     for city in sorted(path for path in raw.iterdir() if path.is_dir()):
@@ -30,7 +30,7 @@ def write_published(raw, out, patch_size=480, stride=240, quality=QUALITY, names
                     folder.mkdir(parents=True, exist_ok=True)
                     for number, row, col, patch in windows_of(part, patch_size, stride):
                         path = folder / f"{name}{suffix}_{number}.jpg"
-                        patch.save(path, quality=quality)
+                        patch.save(path, **({"quality": QUALITY} | jpeg))
                         written[path.relative_to(out).as_posix()] = raster, row, col
     draw_test_b(out, written, test_b)
     return written
