@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -28,6 +29,16 @@ SAME_PICTURE = 4
 
 Indices = Sequence[int] | np.ndarray  # the numbers of patches in their split
 
+JPEGS_A_PART = 512
+
+
+class Part(NamedTuple):
+    """Patches of a split, one after the other, with the files that hold their pixels alone."""
+
+    patches: range
+    files: Sequence[Path]
+    layout: str  # what besides the bytes of the files decides what the patches are
+
 
 def open_split(
     root: str | Path, split: str, image_size: int | None = None
@@ -41,7 +52,7 @@ def open_split(
     The result has: classes (names of the cities), labels (N,) uint8 (uint16 beyond 256 cities),
     len(), name(i), raster(i), read(indices), original(i), image_size, patch_size, stride, view,
     metres_a_pixel (None where a JPEG folder does not say), default_workers (processes that reading
-    is worth).
+    is worth), parts(), site(i).
     """
     root = Path(root)
     if split not in on_disk.SPLITS:
@@ -204,6 +215,25 @@ class ArrayPatches:
         """Path of the raster a patch was cut from, relative to the raw folder."""
         return self.locate(index)[0].raster
 
+    def site(self, index: int) -> str:
+        """Name of the site of a patch, within its city."""
+        return self.locate(index)[0].site
+
+    def parts(self) -> list[Part]:
+        """The patches of each region, in order; of any split but test_b."""
+        first = self._first
+        if self._subset is not None:
+            first = np.searchsorted(self._subset, self._first)
+        return [
+            Part(
+                range(int(begin), int(end)),
+                [self.root / region.file],
+                f"{self.image_size} {self.step} {region.without_data}",
+            )
+            for region, begin, end in zip(self.regions, first, first[1:], strict=False)
+            if end > begin
+        ]
+
     def read(self, indices: Indices, out: np.ndarray | None = None) -> np.ndarray:
         """Patches as uint8 (n, image_size, image_size, 3), in `out` if that is given."""
         size = self.image_size
@@ -342,6 +372,24 @@ class JpegPatches:
     def raster(self, index: int) -> str:
         """The raster's name as far as a file that preprocessing.py named tells it."""
         return on_disk.raster_of_jpeg(self.name(index))
+
+    def site(self, index: int) -> str:
+        """The site's name, if a file that preprocessing.py named tells it; else nothing."""
+        site, separator, _ = Path(self.name(index)).name.partition("__")
+        return site if separator else ""
+
+    def parts(self) -> list[Part]:
+        """Some hundreds of files of a city in each part, in order."""
+        ends = np.flatnonzero(np.diff(self.labels)) + 1
+        return [
+            Part(
+                range(start, min(start + JPEGS_A_PART, end)),
+                self.files[start : min(start + JPEGS_A_PART, end)],
+                f"jpeg {self.image_size}",
+            )
+            for begin, end in zip([0, *ends.tolist()], [*ends.tolist(), len(self)], strict=True)
+            for start in range(begin, end, JPEGS_A_PART)
+        ]
 
     def read(self, indices: Indices, out: np.ndarray | None = None) -> np.ndarray:
         """Patches as uint8 (n, image_size, image_size, 3), in `out` if that is given."""

@@ -30,7 +30,12 @@ def sgd(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
     )
 
 
-OPTIMISERS = {"adam": adam, "adamw": adamw, "sgd": sgd}
+def lbfgs(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+    """What stands for the optimiser of a probe, whose own is in logistic.py: it moves nothing."""
+    return torch.optim.SGD(model.fc.parameters(), lr=0.0)
+
+
+OPTIMISERS = {"adam": adam, "adamw": adamw, "sgd": sgd, "lbfgs": lbfgs}
 
 
 def make_optimizer(args: Namespace, model: nn.Module) -> Optimizer:
