@@ -189,7 +189,7 @@ def losses_and_gradients(
     choices = torch.tensor(problems) // (len(targets.penalties) // targets.weights.shape[1])
     flat = weights.permute(1, 0, 2).reshape(width - 1, count * classes).float()
     losses = torch.zeros(count, dtype=torch.float64)
-    of_features = torch.zeros(width - 1, count * classes, dtype=torch.float64)
+    of_features = torch.zeros(count * classes, width - 1, dtype=torch.float64)
     of_biases = torch.zeros(count, classes, dtype=torch.float64)
     for features, rows in _small(blocks()):
         exact = features.float()
@@ -201,9 +201,9 @@ def losses_and_gradients(
         residual = log_likely.exp_()
         residual.scatter_add_(2, own, torch.full(own.shape, -1.0))
         residual *= row_weights[:, :, None]
-        of_features += exact.T @ residual.view(len(exact), -1)
+        of_features += residual.view(len(exact), -1).T @ exact
         of_biases += residual.sum(0, dtype=torch.float64)
-    by_problem = of_features.view(width - 1, count, classes).permute(1, 0, 2)
+    by_problem = of_features.view(count, classes, width - 1).transpose(1, 2)
     centred = by_problem - axes.mean[:, None] * of_biases[:, None, :]
     along_axes = axes.rotation.T @ (centred / axes.scale[:, None])
     gradients = torch.cat([along_axes, of_biases[:, None, :]], 1)

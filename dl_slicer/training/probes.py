@@ -4,6 +4,7 @@ import re
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -24,8 +25,8 @@ from dl_slicer.training.runs import Run, Totals
 PENALTIES = tuple(10.0**power for power in range(-6, 1))  # of the mean loss
 MOST_CHOICES = 3  # of sites to leave out
 PATCHES_TO_CHOOSE = 50_000  # that the penalty is chosen with; the fit itself takes all
-CHOOSING_TOLERANCE = 1e-5  # of the loss
-CHOOSING_PASSES = 100  # only the smallest penalties need more, and they are close to each other
+CHOOSING_TOLERANCE = 1e-4  # of the loss
+CHOOSING_PASSES = 60  # only the smallest penalties need more, and they are close to each other
 TOLERANCE = 1e-9  # so that probabilities are right to 1e-3
 FULL_PASSES = 300
 
@@ -77,8 +78,10 @@ def _sites_and_rasters(train: PatchSet) -> np.ndarray:
         # All patches of one array are of one raster; each JPEG may be of another.
         step = len(part.patches) if len(part.files) == 1 else 1
         for index in part.patches[::step]:
-            # The published scripts' names end with the number of the patch.
-            raster = re.sub(r"_\d+$", "", train.raster(index))
+            raster = train.raster(index)
+            if raster == Path(train.name(index)).with_suffix("").as_posix():
+                # The published scripts' names end with the number of the patch alone.
+                raster = re.sub(r"_\d+$", "", raster)
             for column, name in enumerate((f"site {train.site(index)}", f"raster {raster}")):
                 result[index : index + step, column] = numbers.setdefault(name, len(numbers))
     return result
