@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from dl_slicer.training import recipes
+
 MOMENTUM = 0.9  # of sgd
 
 
@@ -30,14 +32,12 @@ def sgd(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
     )
 
 
-def lbfgs(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
-    """What stands for the optimiser of a probe, whose own is in logistic.py: it moves nothing."""
-    return torch.optim.SGD(model.fc.parameters(), lr=0.0)
-
-
-OPTIMISERS = {"adam": adam, "adamw": adamw, "sgd": sgd, "lbfgs": lbfgs}
+OPTIMISERS = {"adam": adam, "adamw": adamw, "sgd": sgd}
 
 
 def make_optimizer(args: Namespace, model: nn.Module) -> Optimizer:
     """Give the optimiser of a model. args: the flags optimizer, lr and weight_decay."""
+    if args.optimizer == recipes.PROBE["optimizer"]:
+        # Which stands in logistic.py: this one moves nothing.
+        return torch.optim.SGD(model.fc.parameters(), lr=0.0)
     return OPTIMISERS[args.optimizer](model, args.lr, args.weight_decay)

@@ -24,7 +24,7 @@ from dl_slicer.training.runs import Run, Totals
 
 PENALTIES = tuple(10.0**power for power in range(-6, 1))  # of the mean loss
 MOST_CHOICES = 3  # of sites to leave out
-PATCHES_TO_CHOOSE = 50_000  # that the penalty is chosen with; the fit itself takes all
+PATCHES_TO_BEGIN = 50_000  # that the fits are begun with
 CHOOSING_TOLERANCE = 1e-4  # of the loss
 CHOOSING_PASSES = 60  # only the smallest penalties need more, and they are close to each other
 TOLERANCE = 1e-9  # so that probabilities are right to 1e-3
@@ -99,8 +99,8 @@ def equal_classes(labels: Tensor, is_taken: Tensor) -> Tensor:
     return weights
 
 
-def choose_rows(labels: Tensor, most: int = PATCHES_TO_CHOOSE) -> Tensor:
-    """Give the numbers of the patches to choose the penalty with, rising.
+def choose_rows(labels: Tensor, most: int) -> Tensor:
+    """Give the numbers of the patches to begin with, rising.
 
     Of each class about as many, evenly over its rasters.
     """
@@ -126,29 +126,24 @@ def in_memory(blocks: Blocks, rows: Tensor) -> Blocks:
 def choose_penalty(
     blocks: Blocks,
     labels: Tensor,
-    classes: int,
     left_out: LeftOut,
     axes: Axes,
+    starts: Tensor,
     stop: Callable[[], bool],
 ) -> tuple[Penalties, Tensor] | None:
     """Choose the penalty under which patches of sites that were left out are told best.
 
-    Give it, and weights to start the last fit from, float64 (1, D + 1, K). None if stop() said so.
+    Give it, and the weights of each choice and penalty, which are begun from starts: float64
+    (choices, penalties, D + 1, K). None if stop() said so.
     """
-    nothing = torch.zeros(len(PENALTIES), len(axes.mean) + 1, classes, dtype=torch.float64)
-    if left_out.choices < 2:
-        middle = len(PENALTIES) // 2
-        found = Penalties(PENALTIES[middle], list(PENALTIES), "", [], [], 0)
-        return found, nothing[:1]
     is_left_out = [left_out.choice == number for number in range(left_out.choices)]
     penalties = torch.tensor(PENALTIES, dtype=torch.float64).repeat(left_out.choices)
     fitted, judged = (
         Targets(labels, torch.stack([equal_classes(labels, each) for each in taken], 1), penalties)
         for taken in ([~each for each in is_left_out], is_left_out)
     )
-    starts = nothing.repeat(left_out.choices, 1, 1)
     points = logistic.fit(
-        blocks, fitted, axes, starts, CHOOSING_TOLERANCE, stop, most_passes=CHOOSING_PASSES
+        blocks, fitted, axes, starts.flatten(0, 1), CHOOSING_TOLERANCE, stop, CHOOSING_PASSES
     )
     if points is None:
         return None
@@ -165,8 +160,7 @@ def choose_penalty(
         accuracies.tolist(),
         len(labels),
     )
-    of_choices = points.view(left_out.choices, len(PENALTIES), *points.shape[1:])
-    return found, of_choices[:, best].mean(0, keepdim=True)
+    return found, points.view_as(starts)
 
 
 def fit_last_layer(
@@ -183,15 +177,24 @@ def fit_last_layer(
 
     classes = len(train.classes)
     labels = torch.from_numpy(train.labels.astype(np.int64))
-    rows = choose_rows(labels)
+    rows = choose_rows(labels, PATCHES_TO_BEGIN)
     some = in_memory(blocks, rows)
     axes = logistic.find_axes(some, *logistic.mean_and_scale(blocks))
     left_out = leave_out(train)
-    left_out = left_out._replace(choice=left_out.choice[rows])
-    chosen = choose_penalty(some, labels[rows], classes, left_out, axes, stop)
-    if chosen is None:
-        return None
-    found, start = chosen
+    shape = (left_out.choices, len(PENALTIES), len(axes.mean) + 1, classes)
+    points = torch.zeros(shape, dtype=torch.float64)
+    found = Penalties(PENALTIES[len(PENALTIES) // 2], list(PENALTIES), "", [], [], 0)
+    start = torch.zeros(1, *shape[2:], dtype=torch.float64)
+    if left_out.choices > 1:
+        # First with some of them, since few passes over all are needed from there.
+        of_some = left_out._replace(choice=left_out.choice[rows])
+        chosen = choose_penalty(some, labels[rows], of_some, axes, points, stop)
+        if chosen is not None and len(rows) < len(labels):
+            chosen = choose_penalty(blocks, labels, left_out, axes, chosen[1], stop)
+        if chosen is None:
+            return None
+        found, points = chosen
+        start = points[:, PENALTIES.index(found.penalty)].mean(0, keepdim=True)
     everything = torch.ones(len(labels), dtype=torch.bool)
     targets = Targets(
         labels,

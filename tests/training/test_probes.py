@@ -98,11 +98,14 @@ def test_the_penalty_is_chosen_by_what_holds_at_other_sites():
     chosen = []
     for choice in (sites, torch.arange(240) // 6 % 2):  # whole sites, patches of every site
         left_out = probes.LeftOut(choice, 2, "sites")
-        penalties, start = probes.choose_penalty(blocks, labels, 3, left_out, axes, lambda: False)
+        starts = torch.zeros(2, 7, 44, 3, dtype=torch.float64)
+        penalties, points = probes.choose_penalty(
+            blocks, labels, left_out, axes, starts, lambda: False
+        )
         assert penalties.losses[penalties.penalties.index(penalties.penalty)] == min(
             penalties.losses
         )
-        assert start.shape == (1, 44, 3)
+        assert points.shape == (2, 7, 44, 3)
         chosen.append(penalties.penalty)
     assert chosen[0] > chosen[1]
 
@@ -179,12 +182,36 @@ def test_jpegs_say_their_site_and_raster_by_their_names(tmp_path):
     assert [path.parent.name for part in train.parts() for path in part.files] == [*"AAABBBCCC"]
 
 
-def test_where_nothing_can_be_left_out_the_middle_penalty_is_taken():
-    left_out = probes.leave_out(fake_set([("s", "A/s/1"), ("t", "B/t/1")], [0, 1]))
-    axes = logistic.Axes(*torch.zeros(4, 3))
-    found, _ = probes.choose_penalty(None, None, 2, left_out, axes, None)
+def fit_made_up_patches(tmp_path, names, labels):
+    """The last layer fitted to two patches an array."""
+    rng = np.random.default_rng(0)
+    train = fake_set(names, labels)
+    train.classes = ["A", "B"]
+    sources = [
+        features.Source(part.patches, tmp_path / f"{part.patches.start}.npy")
+        for part in train.parts()
+    ]
+    for source in sources:
+        np.save(source.file, rng.normal(size=(2, 5)).astype(np.float16))
+    run = Namespace(model=Namespace(fc=torch.nn.Linear(5, 2)))
+    found = probes.fit_last_layer(run, train, sources, lambda: False)
+    return found, run.model.fc.weight.detach()
+
+
+def test_where_nothing_can_be_left_out_the_middle_penalty_is_taken(tmp_path):
+    found, _ = fit_made_up_patches(tmp_path, [("s", "A/s/1"), ("t", "B/t/1")], [0, 1])
     assert found.penalty == probes.PENALTIES[3]
     assert "none could be chosen" in probes.describe(found)
+
+
+def test_patches_to_begin_with_change_neither_penalty_nor_fit(tmp_path, monkeypatch):
+    names = [(f"s{i}", f"{city}/s{i}/1") for city in "AB" for i in range(10)]
+    found, weights = fit_made_up_patches(tmp_path, names, [0] * 10 + [1] * 10)
+    monkeypatch.setattr(probes, "PATCHES_TO_BEGIN", 12)
+    again, other = fit_made_up_patches(tmp_path, names, [0] * 10 + [1] * 10)
+    assert again.patches == found.patches == 40
+    assert again.penalty == found.penalty
+    assert torch.allclose(weights, other, atol=1e-3)
 
 
 # -------------------------------------------------------------------------------- whole probes
