@@ -4,9 +4,11 @@
     python train_classification.py --data data/patches --arch resnet50 --resume
     python train_classification.py --arch resnet18 --weights none --epochs 12 --out checkpoints/new
     torchrun --nproc_per_node=4 train_classification.py --data data/patches --arch resnet50
+    python train_classification.py --data data/patches --probe --out checkpoints/probe
 
 The defaults are the published recipe: ImageNet weights, Adam at a constant 1e-3, batches of 128,
 100 epochs, random flips, classes drawn equally often. --recipe robust sets other defaults.
+--probe fits the last layer alone, on features of the network as its weights file has it.
 Writes last.pth, best.pth (by validation accuracy), log.csv, config.json and curves.png.
 """
 
@@ -43,9 +45,14 @@ def read_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_machine_flags(parser.add_argument_group("machine"))
     add_run_flags(parser.add_argument_group("run"))
     args = parser.parse_args(argv)
-    for setting, value in recipes.RECIPES[args.recipe].items():
-        if getattr(args, setting) is None:
-            setattr(args, setting, value)
+    if args.probe:
+        recipes.set_probe(args, cli.given_flags(parser, argv))
+        if "rehearse" in args:
+            raise cli.InputError("--rehearse: times steps of training, and --probe has none")
+    elif args.features is not None:
+        raise cli.InputError("--features: is where --probe keeps features; add --probe")
+    else:
+        recipes.set_defaults(args)
     if args.out is None:
         args.out = str(Path("checkpoints", args.arch))
     tracking.check_installed(args.track)
@@ -75,6 +82,17 @@ def add_model_flags(group: flags.FlagGroup) -> None:
         "--weights",
         default="imagenet",
         help="to start from: imagenet (IMAGENET1K_V1), imagenet-v2, none, or a file",
+    )
+    group.add_argument(
+        "--probe",
+        action="store_true",
+        help="leave the network as its weights are, and fit the last layer alone: hours on a CPU",
+    )
+    group.add_argument(
+        "--features",
+        metavar="DIR",
+        help="where --probe keeps features for other probes, of any fold or set;"
+        " default: the folder features beside --data",
     )
 
 
@@ -220,7 +238,36 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = read_flags(argv)
     given = without_resume(sys.argv[1:] if argv is None else argv)
     with files.hold(args.out):
-        train_run(args, given)
+        if args.probe:
+            probe_run(args, given)
+        else:
+            train_run(args, given)
+
+
+def probe_run(args: argparse.Namespace, given: list[str]) -> None:
+    """Open the data, compute what features are missing, fit the last layer, validate, save."""
+    from dl_slicer.model import evaluation
+    from dl_slicer.training import preparing, probes, runs, signals
+
+    started = time.time()
+    device, dtype = preparing.prepare_device(args)
+    train, val = preparing.open_data(args.data)
+    workers = args.workers if args.workers is not None else train.default_workers
+    setup = evaluation.Setup(device, dtype, workers=workers)
+    run = probes.begin_or_find(args, train, val, device, dtype)
+    if run.epoch == 0:
+        stop = signals.catch_signals()
+        runs.start_writing(run, given, device)
+        run.say(preparing.describe(args, setup, train, val))
+        if not probes.complete(run, train, val, setup, stop):
+            run.say("stopped; the same command with --resume goes on with the features")
+            raise SystemExit(1)
+        runs.start_writing(run, given, device)
+    run.say(
+        f"{run.folder}: best.pth and last.pth are the probe"
+        f" (val accuracy {run.best['val_accuracy']:.4f});"
+        f" also log.csv, curves.png, config.json; {time.time() - started:.0f} s"
+    )
 
 
 def train_run(args: argparse.Namespace, given: list[str]) -> None:

@@ -4,7 +4,7 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
@@ -68,6 +68,16 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         """Raise InputError with argparse's own words."""
         raise InputError(f"{message} (--help lists the flags)")
+
+
+def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> set[str]:
+    """Give the names, as attributes, of the flags that were typed, be it with their defaults."""
+    left_out = object()
+    # What a namespace has already gets no default.
+    names = {action.dest for action in parser._actions}
+    before = argparse.Namespace(**dict.fromkeys(names, left_out))
+    after = parser.parse_args(argv, before)
+    return {name for name, value in vars(after).items() if value is not left_out}
 
 
 def program_name() -> str:

@@ -3,7 +3,7 @@
 import torch
 
 # Flags that may differ between runs with the same result.
-HARMLESS_FLAGS = ("out", "save_every", "epochs")
+HARMLESS_FLAGS = ("out", "features", "save_every", "epochs")
 
 
 def load(path):

@@ -1,7 +1,7 @@
 """The network's answers for every patch of a set."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -91,6 +91,42 @@ def score(
 
     answers = _of_all_batches(model, patch_set, setup, loss_and_is_right, (2,), desc, stop)
     return None if answers is None else answers[0]
+
+
+def features_of_parts(
+    model: nn.Module, patch_set: PatchSet, parts: Sequence[range], setup: Setup
+) -> Iterator[Tensor]:
+    """Yield the features of each part's patches, float32 (n, D) on the CPU.
+
+    A part's batches hold patches of this part alone, so that its features are the same bits
+    whatever other parts there are. The model is left in eval mode.
+    """
+    model.eval()
+    size = batch_size(setup.device)
+    order = [
+        range(start, min(start + size, part.stop))
+        for part in parts
+        for start in range(part.start, part.stop, size)
+    ]
+    batches = batching.batches(patch_set, order, setup.device, setup.workers)
+    seen_by_last_layer = []
+
+    def keep_features(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen_by_last_layer.append(devices.to_cpu(inputs[0].float()))
+
+    for part in parts:
+        seen_by_last_layer.clear()
+        with (
+            model.fc.register_forward_pre_hook(keep_features),
+            torch.inference_mode(),
+            devices.autocast(setup.device, setup.dtype),
+            devices.explain_out_of_memory(size),
+        ):
+            for _ in range(part.start, part.stop, size):
+                images, _ = next(batches)
+                model(transforms.normalise(images, setup.mean, setup.std))
+            features = torch.cat(seen_by_last_layer)
+        yield features
 
 
 def check_finite(answers: Tensor, dtype: torch.dtype) -> None:

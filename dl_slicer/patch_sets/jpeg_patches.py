@@ -12,9 +12,11 @@ from dl_slicer import cities, machine
 from dl_slicer.cli import InputError, printable
 from dl_slicer.patch_sets import image_files, on_disk, published_names, published_windows
 from dl_slicer.patch_sets.image_files import UnreadableImage
-from dl_slicer.patch_sets.on_disk import Indices, Region, Window
+from dl_slicer.patch_sets.on_disk import Indices, Part, Region, Window
 from dl_slicer.patch_sets.published_names import OTHER_HALF, SAME_PART, Patches, PatchName
 from dl_slicer.patch_sets.published_windows import Windows
+
+FILES_A_PART = 512
 
 
 class JpegPatches:
@@ -67,6 +69,24 @@ class JpegPatches:
         said = self._said(index)
         name = file.stem if said is None else said.raster
         return f"{self.split}/{file.parent.name}/{name}"
+
+    def site(self, index: int) -> str:
+        """The site's name, if a file that preprocessing.py named tells it; else nothing."""
+        site, separator, _ = self.files[index].name.partition("__")
+        return site if separator else ""
+
+    def parts(self) -> list[Part]:
+        """Some hundreds of files of a city in each part, in order."""
+        ends = np.flatnonzero(np.diff(self.labels)) + 1
+        return [
+            Part(
+                range(start, min(start + FILES_A_PART, end)),
+                self.files[start : min(start + FILES_A_PART, end)],
+                f"jpeg {self.image_size}",
+            )
+            for begin, end in zip([0, *ends.tolist()], [*ends.tolist(), len(self)], strict=True)
+            for start in range(begin, end, FILES_A_PART)
+        ]
 
     def locate(self, index: int) -> Window | None:
         """(region, row, col) of one patch, as far as names and pictures tell; None if they do not.

@@ -98,6 +98,14 @@ Window = tuple[Region, int, int]  # a patch: its region, row and column
 Indices = Sequence[int] | np.ndarray  # the numbers of patches in their split
 
 
+class Part(NamedTuple):
+    """Patches of a split, one after the other, with the files that hold their pixels alone."""
+
+    patches: range
+    files: Sequence[Path]
+    layout: str  # what besides the bytes of the files decides what the patches are
+
+
 @dataclass(frozen=True)
 class Description:
     """What dataset.json says, as far as readers need it, and checked."""

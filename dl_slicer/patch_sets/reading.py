@@ -15,7 +15,7 @@ from dl_slicer.cli import InputError, printable
 from dl_slicer.patch_sets import image_files, on_disk, rasters
 from dl_slicer.patch_sets.image_files import UnreadableImage
 from dl_slicer.patch_sets.jpeg_patches import JpegPatches
-from dl_slicer.patch_sets.on_disk import Indices, Region, Window
+from dl_slicer.patch_sets.on_disk import Indices, Part, Region, Window
 from dl_slicer.patch_sets.rasters import Raster, View
 
 # What of a split's arrays may count as memory of the process that reads its patches; a training
@@ -37,8 +37,8 @@ def open_split(
     another size.
 
     The result has: classes (names of the cities), labels (N,) uint8 (uint16 beyond 256 cities),
-    len(), name(i), raster(i), locate(i), doubts(), read(indices), original(i), image_size,
-    patch_size, stride, view, metres_a_pixel (None where a JPEG folder does not say),
+    len(), name(i), raster(i), site(i), locate(i), parts(), doubts(), read(indices), original(i),
+    image_size, patch_size, stride, view, metres_a_pixel (None where a JPEG folder does not say),
     default_workers (processes that reading is worth).
     """
     root = Path(root)
@@ -209,6 +209,25 @@ class ArrayPatches:
     def describe_unplaced(self) -> str:
         """Say of how many rasters it is not known which patches overlap: of none."""
         return ""
+
+    def site(self, index: int) -> str:
+        """Name of the site of a patch, within its city."""
+        return self.locate(index)[0].site
+
+    def parts(self) -> list[Part]:
+        """The patches of each region, in order; of any split but test_b."""
+        first = self._first
+        if self._subset is not None:
+            first = np.searchsorted(self._subset, self._first)
+        return [
+            Part(
+                range(int(begin), int(end)),
+                [self.root / region.file],
+                f"{self.image_size} {self.step} {region.without_data}",
+            )
+            for region, begin, end in zip(self.regions, first, first[1:], strict=False)
+            if end > begin
+        ]
 
     def read(self, indices: Indices, out: np.ndarray | None = None) -> np.ndarray:
         """Patches as uint8 (n, image_size, image_size, 3), in `out` if that is given."""

@@ -355,6 +355,8 @@ def _recipe(training: Training | None) -> str:
         "seed": "seed {}",
     }
     settings = training.settings
+    if settings.get("probe") is True:
+        phrases = {"recipe": "{}: the last layer alone", "dtype": "{}", "seed": "seed {}"}
     return ", ".join(
         phrase.format(settings[key])
         for key, phrase in phrases.items()

@@ -27,7 +27,7 @@ from dl_slicer.training.history import Epoch, write_history
 from dl_slicer.training.tracking import Tracker
 
 # Flags that decide a run's result, beside those of its recipe: --resume must not change them.
-DECISIVE_FLAGS = ("arch", "weights", "batch_size", "balanced", "seed")
+DECISIVE_FLAGS = ("arch", "weights", "probe", "batch_size", "balanced", "seed")
 SHORTLY = reprlib.Repr()
 SHORTLY.maxlevel = 3
 SHORTLY.maxdict = 10
@@ -295,8 +295,9 @@ def find_previous(args: Namespace, decisive: dict[str, object]) -> Checkpoint | 
         raise InputError(
             f"{printable(file)}: no checkpoint of train_classification.py that can be gone on with"
         )
-    # Before there were recipes, all runs were trained by the published one.
-    before = recipes.RECIPES["published"] | {"processes": processes_of(folder)} | previous.args
+    # Before there were recipes, all runs were trained by the published one, and none was a probe.
+    unsaid = {"probe": False, "processes": processes_of(folder)}
+    before = recipes.RECIPES["published"] | unsaid | previous.args
     if before["processes"] is None:
         distributed.print_once(
             f"{printable(folder)}: how many processes have trained it so far is not known;"

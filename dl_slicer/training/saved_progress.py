@@ -37,6 +37,17 @@ def check_progress(previous: Checkpoint, args: Namespace, steps: int, file: str)
         raise damaged(file, f"its {', '.join(wrong)} cannot be right")
 
 
+def check_history(previous: Checkpoint, file: str) -> None:
+    """InputError if the history of a probe, which has no other progress, is not as it was written.
+
+    file: what the checkpoint is called in the message.
+    """
+    metrics = previous.metrics
+    is_history = _is_history(metrics.get("history"), previous.epoch)
+    if not is_history or not _is_best(metrics.get("best"), previous.epoch):
+        raise damaged(file, "its metrics cannot be right")
+
+
 def load_optimizer(optimizer: Optimizer, saved: dict, args: Namespace, file: str) -> None:
     """Give an optimiser that has just been made the state that a checkpoint holds.
 
