@@ -67,7 +67,7 @@ def train(out: Path, fixed: dict[str, object], stop_after: int | None = None) ->
         **recipes.RECIPES["robust"],
         **fixed,
         **{"arch": "resnet18", "weights": "none", "epochs": 1, "seed": 0, "balanced": True},
-        **{"amp": "auto", "deterministic": True, "save_every": None, "track": None},
+        **{"amp": "auto", "deterministic": True, "save_every": None, "track": None, "probe": False},
         **{"out": str(out), "resume": True},
     )
     device, dtype = preparing.prepare_device(args)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from dl_slicer import files
 from dl_slicer.cli import InputError, printable
-from dl_slicer.model import evaluation
+from dl_slicer.model import devices, evaluation
 from dl_slicer.model.evaluation import Setup
 from dl_slicer.patch_sets.on_disk import Part
 from dl_slicer.patch_sets.reading import PatchSet
@@ -50,7 +50,7 @@ def of_network(folder: Path, arch: str, model: nn.Module, setup: Setup) -> Path:
     for name, tensor in model.state_dict().items():
         if not name.startswith("fc."):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy())
+            digest.update(devices.to_cpu(tensor).contiguous().numpy())
     precision = str(setup.dtype).removeprefix("torch.")
     return folder / f"{arch}-{precision}-{digest.hexdigest()[:16]}"
 
