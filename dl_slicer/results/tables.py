@@ -33,6 +33,7 @@ class Predictions:
     probabilities: np.ndarray  # (N, K)
     features: np.ndarray  # (N, D) of the penultimate layer
     doubts: list[str] = field(default_factory=list)  # of which patches are of one raster
+    sites: list[str] = field(default_factory=list)  # within their cities, of the patches
 
     @property
     def predicted(self) -> np.ndarray:
@@ -74,6 +75,7 @@ def collect(
         probabilities=logits.softmax(1).numpy(),
         features=features.numpy(),
         doubts=patch_set.doubts(),
+        sites=[patch_set.site(i) for i in patches],
     )
 
 
@@ -140,6 +142,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 def _prediction_rows(predictions: Predictions) -> Iterator[dict]:
     """Rows of predictions.csv: its columns are the keys of the dict below."""
     classes = predictions.classes
+    sites = predictions.sites or [""] * len(predictions.names)
     pairs = zip(predictions.true, predictions.predicted, strict=True)
     for i, (true, predicted) in enumerate(pairs):
         yield {
@@ -149,6 +152,7 @@ def _prediction_rows(predictions: Predictions) -> Iterator[dict]:
             "probability": f"{predictions.probabilities[i, predicted]:.6f}",
             "true_probability": f"{predictions.probabilities[i, true]:.6f}",
             "raster": predictions.rasters[i],
+            "site": sites[i],  # empty where the patches do not tell, as in a folder of JPEGs
         }
 
 

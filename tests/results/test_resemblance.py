@@ -161,7 +161,7 @@ def test_cities_made_alike_are_neighbours(tmp_path):
 
 
 COLUMNS = {
-    "predictions": "patch,true,predicted,probability,true_probability,raster",
+    "predictions": "patch,true,predicted,probability,true_probability,raster,site",
     "confusion_matrix": "true \\ predicted,Aa (A),Bb (B)",
     "per_city": "city,code,n,rasters,accuracy,ci95_low,ci95_high,interval,precision,recall,f1,"
     "most_confused_with",
