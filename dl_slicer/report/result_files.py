@@ -298,6 +298,7 @@ def _patch_set(found: dict) -> PatchSet:
         },
         held_out=whole_number(found.get("held_out", 1)),
         val_from=_origin_of_val(found.get("val", "half")),
+        train_sites=optional(whole_number, found.get("train_sites")),
         seen=_flags_of_rasters(found),
     )
 

@@ -268,6 +268,7 @@ def training(results: Results) -> TrainingFacts:
         ("Measured on", _measured_on(results)),
         *_patches(results),
         ("Held out", _which_site(results.patch_set)),
+        ("Train sites", _train_sites(results.training_set)),
         ("Held-out sites", _held_out(results)),
         ("Recipe", _recipe(results.training)),
         ("Epoch measured", _epoch_measured(results)),
@@ -316,6 +317,12 @@ def _which_site(patch_set: PatchSet | None) -> str:
         "site": "whole for test; another site is val, in cities of three sites or more",
     }
     return f"{place} of each city, {origins[patch_set.val_from]}"
+
+
+def _train_sites(training_set: PatchSet | None) -> str:
+    """To how many sites of each city training was limited, where it was."""
+    most = training_set.train_sites if training_set else None
+    return "" if most is None else f"at most {most} of each city, drawn of those there are"
 
 
 def _held_out(results: Results) -> str:
