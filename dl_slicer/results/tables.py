@@ -19,7 +19,7 @@ from dl_slicer import cities
 from dl_slicer.cli import printable
 from dl_slicer.files import atomic, write_rows
 from dl_slicer.patch_sets.reading import PatchSet
-from dl_slicer.results import accuracy, intervals, plots, resemblance
+from dl_slicer.results import accuracy, intervals, plots, raster_sums, resemblance
 
 
 @dataclass
@@ -102,6 +102,8 @@ def write_results(out: Path, predictions: Predictions, more: dict) -> Results:
         resemblance.by_confusion(matrix),
         resemblance.by_features(predictions.features, predictions.true, len(predictions.classes)),
     )
+    sums = raster_sums.collect(predictions)
+    sums.save(out / raster_sums.FILE)
     write_predictions(out / "predictions.csv", predictions)
     write_confusion(out, matrix, predictions)
     rows = write_cities(out, predictions)
