@@ -6,9 +6,9 @@
 
 Rasters lie as <raw>/<City (CODE)>/<site>/.../<raster>.jpg (png, tif). Of each city's sites in
 sorted order the last is held out: the left half of its rasters is test, the right half val; all
-other sites are train. A second run does only what is missing or changed, and removes what belongs
-to rasters that are gone; it asks for --prune where many are. With --shard several machines work at
-one set, in a folder they share.
+other sites are train. --held-out and --val choose otherwise. A second run does only what is missing
+or changed, and removes what belongs to rasters that are gone; it asks for --prune where many are.
+With --shard several machines work at one set, in a folder they share.
 """
 
 import argparse
@@ -45,6 +45,7 @@ def read_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="remove rasters that are gone from the set even where a whole city is gone, or more"
         " than one raster and more than a tenth of them",
     )
+    add_split_flags(data)
     add_patch_flags(parser.add_argument_group("patches"))
     add_place_flags(parser.add_argument_group("places"))
     add_view_flags(parser.add_argument_group("how rasters are seen"))
@@ -54,6 +55,26 @@ def read_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--bands: three, or one that is read as grey; {len(args.bands)} are given")
     args.stretch = read_stretch(parser, args.stretch)
     return args
+
+
+def add_split_flags(group: argparse._ArgumentGroup) -> None:
+    """Flags that say which sites are held out."""
+    group.add_argument(
+        "--held-out",
+        type=number(least=1, most=on_disk.LARGEST_NUMBER),
+        default=1,
+        metavar="N",
+        help="which site of each city is held out: 1 the last in sorted order, as published, 2 the"
+        " one before it, and so on, going round where a city has fewer",
+    )
+    group.add_argument(
+        "--val",
+        choices=on_disk.VALS,
+        default="half",
+        help="half: val is the right half of the held-out rasters, as published, and test the left;"
+        " site: test is the whole held-out site, and val the site that the next --held-out would"
+        " hold out, in cities of three sites or more",
+    )
 
 
 def add_patch_flags(group: argparse._ArgumentGroup) -> None:
@@ -268,7 +289,13 @@ def read_request(args: argparse.Namespace) -> Request:
         raw=Path(args.raw),
         out=out,
         settings=on_disk.make_settings(
-            args.patch_size, args.stride, args.image_size, view, args.max_nodata
+            args.patch_size,
+            args.stride,
+            args.image_size,
+            view,
+            args.max_nodata,
+            args.held_out,
+            args.val,
         ),
         # JPEGs that are there are kept up to date: they must not show another split than arrays.
         jpegs=args.jpegs or records.has_jpegs(out),
@@ -361,6 +388,7 @@ def print_summary(description: Mapping[str, Any], regions: Iterable[Region]) -> 
     if has_gaps:
         meaning += f"; in windows with more than {description['max_nodata']:.3g} without data"
     print(f"{'all':<28}{columns}{as_shares(total, has_gaps)}  {meaning}")
+    say_what_is_held_out(description, regions)
     say_how_far_apart(description)
     say_what_is_short(description)
     say_what_has_no_data(description, regions)
@@ -382,6 +410,30 @@ def measure_areas(description: Mapping[str, Any], regions: Iterable[Region]) -> 
 def as_shares(area: Area, has_gaps: bool) -> str:
     """Give the last columns of a row of the table."""
     return f"{area.left_over:>10.1f} %" + (f"{area.no_data:>8.1f} %" if has_gaps else "")
+
+
+def say_what_is_held_out(description: Mapping[str, Any], regions: Iterable[Region]) -> None:
+    """Say which cities are split otherwise than --held-out and --val say, having too few sites."""
+    held_out = description.get("held_out", 1)
+    sites: dict[str, set[str]] = defaultdict(set)
+    for region in regions:
+        sites[region.city].add(region.site)
+    classes = description["classes"]
+    number_of = dict(zip(labels(classes), (len(sites[city]) for city in classes), strict=True))
+    round_again = [
+        f"{printable(code)} ({number})" for code, number in number_of.items() if number < held_out
+    ]
+    if round_again:
+        print(
+            f"--held-out {held_out}: goes round in cities of fewer sites, where it holds out again"
+            f" what a smaller number does: {', '.join(round_again)}"
+        )
+    halved = [printable(code) for code, number in number_of.items() if number < 3]
+    if description.get("val") == "site" and halved:
+        print(
+            "--val site: has no third site, so val is the right half of the held-out rasters, in"
+            f" {', '.join(halved)}"
+        )
 
 
 def say_how_far_apart(description: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ Writes, by default into checkpoints/<run>/<split>/:
     similarity.csv, .png, nearest.csv   which cities resemble each other, in two views
     portraits/                          what makes each city itself, and where it could be another
     report.html                         all of it on one page, to be opened in a browser
+    logits.npy                          with --logits
     contents.json                       these files, which the next call replaces, and the flags
 Diagrams as PDF, too. How each is made is told in dl_slicer/results/.
 With --images instead: which cities are these pictures, rasters or folders like?
@@ -67,6 +68,12 @@ def read_flags(argv: Sequence[str] | None = None) -> Namespace:
     flags.add_workers(machine)
     results = parser.add_argument_group("results")
     results.add_argument(
+        "--logits",
+        action="store_true",
+        help="also write logits.npy, float32 (patches, cities): the network's logits before any"
+        " temperature, in the order of predictions.csv",
+    )
+    results.add_argument(
         "--out",
         help="folder of the results;"
         " default: <split>/ (<split>_tta/, places/) beside the checkpoint",
@@ -119,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         loss = cross_entropy(logits, torch.from_numpy(predictions.true)).item()
         circumstances = describe_circumstances(args, checkpoint, patch_set, device, dtype)
         results = tables.write_results(new, predictions, {"loss": loss} | circumstances)
+        write_logits(args, new, logits)
         tables.print_results(results)
         sheets = portraits.write_portraits(
             new, model, checkpoint, patch_set, logits, results.nearest
@@ -133,6 +141,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if fault:
         raise fault
     print(f"the report, to be opened in a browser:\n{out / 'report.html'}")
+
+
+def write_logits(args: Namespace, new: Path, logits: torch.Tensor) -> None:
+    """Write logits.npy into a folder of new results, where --logits asks for it.
+
+    logits: (N, K) on the CPU, in the order of predictions.csv.
+    """
+    import numpy as np
+
+    if args.logits:
+        np.save(new / "logits.npy", logits.float().numpy())
 
 
 def say_doubts(patch_set: PatchSet) -> None:

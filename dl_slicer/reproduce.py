@@ -27,7 +27,7 @@ from dl_slicer import cli, files
 from dl_slicer.cli import InputError, printable
 from dl_slicer.hub.downloads import size_text
 from dl_slicer.model import architectures, flags
-from dl_slicer.training import recipes
+from dl_slicer.training import chain_flags, recipes
 
 if TYPE_CHECKING:  # torch is imported when the flags have been read
     from dl_slicer.results.runs_table import Measured
@@ -39,14 +39,14 @@ TEST = "test_classification.py"
 # Results are whole where these are there: the last ones that the test writes, and what is read.
 RESULT_FILES = ("metrics.json", "report.html", "predictions.csv")
 RESULTS_BYTES = 60e6  # of the results of a test: tables, figures, sheets, the report
-# What each run is given: by which flag of this command, or None.
+# What each run is given, and how the user chooses it instead.
 OWN_FLAGS = {
-    "--data": "--data",
-    "--out": "--out",
-    "--arch": "--archs",
-    "--recipe": "--recipes",
-    "--seed": "--seeds",
-    "--epochs": "--epochs",
+    "--data": "give --data before --",
+    "--out": "give --out before --",
+    "--arch": "give --archs before --",
+    "--recipe": "give --recipes before --",
+    "--seed": "give --seeds before --",
+    "--epochs": "give --epochs before --",
     "--resume": None,
     "--rehearse": None,
     "--help": None,
@@ -79,37 +79,14 @@ def read_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv[:end])
     args.given = argv
     args.more = argv[end + 1 :]
-    refuse_own_flags(args.more)
-    args.changed = read_changes(args.more)
+    chain_flags.refuse_own_flags(args.more, OWN_FLAGS, "after --")
+    args.changed = chain_flags.read_changes(args.more)
     if args.models is not None and not args.models.is_dir():
         raise InputError(
             f"--models {printable(args.models)}: no such folder; get them with"
             f" python data/fetch.py --what models --out {printable(args.models)}"
         )
     return args
-
-
-def refuse_own_flags(more: Sequence[str]) -> None:
-    """InputError if a flag after -- is one that this command gives each run."""
-    for word in more:
-        typed = "--help" if word == "-h" else word.partition("=")[0]
-        for flag, instead in OWN_FLAGS.items():
-            # argparse takes flags shortened.
-            if len(typed) > len("--") and flag.startswith(typed):
-                advice = f"give {instead} before --" if instead else "leave it out"
-                raise InputError(f"{word} after --: {flag} is this command's affair; {advice}")
-
-
-def read_changes(more: Sequence[str]) -> argparse.Namespace:
-    """Give what matters here of the flags after --: None where the user has not set it."""
-    parser = cli.Parser(None)
-    for name in ("--device", "--amp", "--workers", "--optimizer"):
-        parser.add_argument(name)
-    parser.add_argument("--average", type=cli.number(float, least=0))
-    changed, _ = parser.parse_known_args(more)
-    if changed.optimizer not in (None, *recipes.OPTIMISERS):
-        raise InputError(f"--optimizer: must be one of {', '.join(recipes.OPTIMISERS)}")
-    return changed
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -280,17 +257,10 @@ def measure(model: Measured, args: argparse.Namespace, book: Ledger, count: int)
     if is_whole and book.measured.get(model.name) == made_of:
         return False
     cli.say(f"\n{model.name}: testing {printable(model.checkpoint)}")
-    flags_of_test = {
-        "--checkpoint": model.checkpoint,
-        "--data": model.data,
-        "--split": model.split,
-        "--out": folder,
-        "--device": args.changed.device,
-        "--amp": args.changed.amp,
-        "--workers": args.changed.workers,
-    }
-    given = [flag for flag in flags_of_test.items() if flag[1] is not None]
-    processes.run_script(TEST, [str(part) for flag in given for part in flag], count)
+    flags_of_test = chain_flags.flags_of_test(
+        model.checkpoint, model.data, model.split, folder, args.changed
+    )
+    processes.run_script(TEST, flags_of_test, count)
     book.measured[model.name] = made_of
     book.save()
     return True

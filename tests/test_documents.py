@@ -22,6 +22,7 @@ COMMANDS = (
     "-m dl_slicer.report",
     "-m dl_slicer.compare",
     "-m dl_slicer.reproduce",
+    "-m dl_slicer.cross_validation",
 )
 
 

@@ -30,6 +30,7 @@ COMMANDS = (
     "test_classification.py",
     "relevance_cam",
     "dl_slicer.compare",
+    "dl_slicer.cross_validation",
 )
 
 

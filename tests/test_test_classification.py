@@ -77,6 +77,19 @@ def test_probabilities_are_those_of_the_plain_model(data, finished, tmp_path):
     np.testing.assert_allclose(probabilities.amax(1), written, atol=1e-5)
 
 
+def test_logits_of_both_halves_of_the_held_out_sites(data, finished, tmp_path):
+    measure(finished / "last.pth", data, "--split", "held-out", "--logits", "--out", tmp_path)
+    logits = np.load(tmp_path / "logits.npy")
+    assert (logits.dtype, logits.shape) == (np.float32, (216, 3))
+    rows = read_rows(tmp_path / "predictions.csv")
+    classes = load(finished / "last.pth")["classes"]
+    assert [row["predicted"] for row in rows] == [classes[best] for best in logits.argmax(1)]
+    assert {row["raster"].split("/")[1] for row in rows} == {"site2"}
+    assert "<b>Both halves of the held-out sites.</b>" in (tmp_path / "report.html").read_text()
+    measure(finished / "last.pth", data, "--split", "test", "--out", tmp_path)
+    assert not (tmp_path / "logits.npy").exists()
+
+
 def test_wrong_input_of_testing(data, finished, tmp_path):
     for flags, said in [
         (["--checkpoint", "no.pth"], "no such file"),

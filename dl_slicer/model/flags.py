@@ -22,7 +22,9 @@ def add_data(group: FlagGroup) -> None:
 
 def add_split(group: FlagGroup) -> None:
     """--split."""
-    group.add_argument("--split", default="test_b", choices=on_disk.SPLITS, help="patches to read")
+    group.add_argument(
+        "--split", default="test_b", choices=on_disk.READABLE, help="patches to read"
+    )
 
 
 def add_device(group: FlagGroup) -> None:

@@ -40,7 +40,13 @@ def arrange(request: Request) -> Arrangement:
         return by_place
 
     is_asked = request.sites is not None or sites.load(request.out)
-    jobs = finding.find_rasters(request.raw, request.out, find_sites if is_asked else None)
+    jobs = finding.find_rasters(
+        request.raw,
+        request.out,
+        find_sites if is_asked else None,
+        request.held_out,
+        request.val,
+    )
     has_mosaics = request.mosaic or mosaics.has_any(request.out)
     if has_mosaics:
         jobs = mosaics.join(request, survey, jobs)

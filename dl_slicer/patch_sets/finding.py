@@ -4,7 +4,7 @@ import os
 import stat
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -32,12 +32,18 @@ class RasterFile(NamedTuple):
 FindSites = Callable[[Mapping[str, Sequence[tuple[str, list[int]]]]], Mapping[str, str]]
 
 
-def find_rasters(raw: Path, out: Path, find_sites: FindSites | None = None) -> list[Job]:
+def find_rasters(
+    raw: Path,
+    out: Path,
+    find_sites: FindSites | None = None,
+    held_out: int = 1,
+    val: str = "half",
+) -> list[Job]:
     """A job for each raster, sorted by city, site and path.
 
-    Of each city's sites in sorted order the last is held out. find_sites: for cities whose rasters
-    lie directly in their folder; None refuses these. InputError if the layout is not as expected,
-    all faults at once.
+    held_out and val: which site of each city is held out, see splits_of_sites. find_sites: for
+    cities whose rasters lie directly in their folder; None refuses these. InputError if the layout
+    is not as expected, all faults at once.
     """
     if not raw.is_dir():
         raise InputError(
@@ -69,7 +75,11 @@ def find_rasters(raw: Path, out: Path, find_sites: FindSites | None = None) -> l
         raise InputError("\n".join(faults))
     if find_sites is not None:
         _give_sites(raw, cities, find_sites)
-    return [job for city, rasters in sorted(cities.items()) for job in _jobs_of_city(city, rasters)]
+    return [
+        job
+        for city, rasters in sorted(cities.items())
+        for job in _jobs_of_city(city, rasters, held_out, val)
+    ]
 
 
 def _take_flat_cities(
@@ -282,14 +292,34 @@ def _faults_of_city(raw: Path, city: str, rasters: list[RasterFile]) -> Iterator
         first_of_name.setdefault(name, raster)
 
 
-def _jobs_of_city(city: str, rasters: list[RasterFile]) -> list[Job]:
-    held_out = max(file.site for file in rasters)
+def splits_of_sites(
+    sites: Iterable[str], held_out: int = 1, val: str = "half"
+) -> dict[str, list[str]]:
+    """Give the splits of each site of a city: {site: one, or test and val for its two halves}.
+
+    held_out: which site in sorted order is test, counted from the last one, going round where there
+    are fewer. val: half takes it from the right half of that site's rasters; site takes the next
+    site in the same order as a whole, where that leaves one for train; else it is half, too.
+    """
+    backwards = sorted(set(sites), reverse=True)
+    test = backwards[(held_out - 1) % len(backwards)]
+    splits = {site: ["train"] for site in backwards}
+    if val == "site" and len(backwards) > 2:
+        splits[test] = ["test"]
+        splits[backwards[held_out % len(backwards)]] = ["val"]
+    else:
+        splits[test] = ["test", "val"]
+    return splits
+
+
+def _jobs_of_city(city: str, rasters: list[RasterFile], held_out: int, val: str) -> list[Job]:
+    splits = splits_of_sites((file.site for file in rasters), held_out, val)
     return [
         Job(
             raster=file.raster,
             city=city,
             site=file.site,
-            splits=["test", "val"] if file.site == held_out else ["train"],
+            splits=splits[file.site],
             stamp=file.stamp,
         )
         for file in sorted(rasters)

@@ -34,6 +34,16 @@ class Request:
         return on_disk.view_of(self.settings)
 
     @property
+    def held_out(self) -> int:
+        """Which site of each city is held out, counted from the last one."""
+        return self.settings.get("held_out", 1)
+
+    @property
+    def val(self) -> str:
+        """Where val comes from: one of on_disk.VALS."""
+        return self.settings.get("val", "half")
+
+    @property
     def max_nodata(self) -> float:
         """The share of a window's pixels that may be without data."""
         return self.settings.get("max_nodata", on_disk.MAX_NODATA)
@@ -46,7 +56,7 @@ class Job:
     raster: str  # path relative to the raw folder
     city: str
     site: str
-    splits: list[str]  # train; or test and val, the left and the right half of a held-out raster
+    splits: list[str]  # one; or test and val, the left and the right half of a held-out raster
     stamp: list[int]  # bytes and time of the file, which tell whether it has changed since
     regions: tuple[Region, ...] = ()  # one for each split, once tiling.plan_regions has seen it
     # Columns where the left part of a held-out raster ends and the right one begins; None: in the

@@ -45,6 +45,13 @@ KEYS_OF_FORMAT_2 = ("ground_resolution", "bands", "stretch", "crs", "max_nodata"
 LONGEST_SYSTEM = 10_000  # letters that the WKT of a coordinate system may have
 
 SPLITS = ("train", "val", "test", "test_b")
+# All patches of each city's held-out site: test, and of val what is of the same site.
+HELD_OUT = "held-out"
+READABLE = (*SPLITS, HELD_OUT)
+
+# Where val comes from: the right half of the held-out rasters, or another held-out site.
+VALS = ("half", "site")
+USUAL_SPLIT = {"held_out": 1, "val": "half"}  # as published; sets of before do not say it
 
 DESCRIPTION = "dataset.json"  # written last: a set without it is not finished
 REGIONS = "regions.csv"
@@ -122,12 +129,16 @@ class Description:
     allow_overlap: bool = False  # whether rasters of two splits show the same ground
     # {city: metres} from its held-out site to its nearest train raster, where both are known.
     held_out_distance: Mapping[str, float] = field(default_factory=dict)
+    held_out: int = 1  # which site of each city is held out, counted from the last one
+    val: str = "half"  # one of VALS
 
     @property
     def settings(self) -> dict[str, Any]:
         """What all rasters have been tiled with."""
         sizes = (self.patch_size, self.stride, self.image_size)
-        return make_settings(*sizes, self.view, self.max_nodata)
+        return make_settings(
+            *sizes, self.view, self.max_nodata, held_out=self.held_out, val=self.val
+        )
 
 
 # ------------------------------------------------------------------------------- geometry
@@ -164,22 +175,28 @@ def make_settings(
     image_size: int,
     view: View = AS_THEY_ARE,
     max_nodata: float = MAX_NODATA,
+    held_out: int = 1,
+    val: str = "half",
 ) -> dict[str, Any]:
     """Give what all rasters of a set must have been tiled with, as its files say it.
 
     What came with format 2 is only there where it is not as in sets without it: settings_of_view
-    gives it all. InputError if the three sizes do not go together.
+    gives it all. So are held_out and val, which any format may have. InputError if the three sizes
+    do not go together.
     """
     scaled_stride(patch_size, stride, image_size)
     usual = settings_of_view(AS_THEY_ARE, MAX_NODATA)
     chosen = settings_of_view(view, max_nodata)
     more = {key: value for key, value in chosen.items() if value != usual[key]}
+    split = {"held_out": held_out, "val": val}
+    of_split = {key: value for key, value in split.items() if value != USUAL_SPLIT[key]}
     return {
         "format": 2 if more else 1,
         "patch_size": patch_size,
         "stride": stride,
         "image_size": image_size,
         **more,
+        **of_split,
     }
 
 
@@ -443,6 +460,7 @@ def load_description(root: str | Path) -> Description:
         view = view_of(content)
     found = {key: content[key] for key in keys}
     found["held_out_distance"] = content.get("held_out_distance", {})
+    found |= {key: content.get(key, usual) for key, usual in USUAL_SPLIT.items()}
     return Description(**found, counts=content.get("counts"), view=view)
 
 
@@ -458,6 +476,8 @@ def _check_description(content: Mapping[str, Any]) -> dict[str, bool]:
         "raw": type(raw) is str and raw != "" and "\0" not in raw,
         "counts": counts is None or _are_counts(counts),
         "held_out_distance": _are_distances(content.get("held_out_distance", {})),
+        "held_out": is_whole_number(content.get("held_out", 1)),
+        "val": content.get("val", "half") in VALS,
     }
 
 

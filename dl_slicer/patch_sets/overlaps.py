@@ -26,7 +26,7 @@ PAIRS_COUNTED = 1000
 def cut_at_common_lines(
     survey: Survey, jobs: Sequence[Job], found: Mapping[str, Footprint]
 ) -> list[Job]:
-    """Give held-out rasters of a city that overlap, be it through others, one line to be cut at.
+    """Give halved rasters of a city that overlap, be it through others, one line to be cut at.
 
     It is the middle of their union in the system that most of them have: what lies west of it is
     test, east of it val. found: {raster: its footprint} of georeferenced ones.
@@ -34,7 +34,7 @@ def cut_at_common_lines(
     lines = {}
     held_out = defaultdict(list)
     for job in jobs:
-        if job.splits != ["train"] and job.raster in found:
+        if len(job.splits) == 2 and job.raster in found:
             held_out[job.city].append(job.raster)
     for _, names in sorted(held_out.items()):
         pieces = [Piece(raster, found[raster]) for raster in names]

@@ -152,6 +152,7 @@ def refuse_other_settings(
     before: those of an earlier run; other keys in it do not count.
     """
     usual = on_disk.settings_of_view(on_disk.AS_THEY_ARE, on_disk.MAX_NODATA)
+    usual |= on_disk.USUAL_SPLIT
     before = usual | before
     settings = usual | settings
     changed = [_flag(key, before.get(key)) for key in settings if before.get(key) != settings[key]]

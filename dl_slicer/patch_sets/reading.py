@@ -3,7 +3,7 @@
 import atexit
 import mmap
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -42,8 +42,9 @@ def open_split(
     default_workers (processes that reading is worth).
     """
     root = Path(root)
-    if split not in on_disk.SPLITS:
-        raise InputError(f"--split {printable(split)}: must be one of {', '.join(on_disk.SPLITS)}")
+    if split not in on_disk.READABLE:
+        choices = ", ".join(on_disk.READABLE)
+        raise InputError(f"--split {printable(split)}: must be one of {choices}")
     if on_disk.is_finished(root):
         return ArrayPatches(root, split, image_size)
     if not root.is_dir():
@@ -57,6 +58,12 @@ def open_split(
             " run preprocessing.py again, it goes on where it stopped"
         )
     if on_disk.has_jpegs(root):
+        if split == on_disk.HELD_OUT:
+            raise InputError(
+                f"{printable(root)}: JPEGs do not tell which of them are of the held-out site, so"
+                f" --split {split} needs a patch set of preprocessing.py; --split test has the part"
+                " of it that is test"
+            )
         return JpegPatches(root, split, image_size or on_disk.IMAGE_SIZE)
     raise InputError(
         f"{printable(root)}: no patch set (no {on_disk.DESCRIPTION}, no train, val or test folder);"
@@ -88,7 +95,7 @@ class ArrayPatches:
         self.view = self.description.view
         self.allow_overlap = self.description.allow_overlap
         self.max_nodata = self.description.max_nodata
-        self.regions = on_disk.load_regions(root, split.removesuffix("_b"), self.description.format)
+        self.regions = self._load_regions()
         self._check_regions()
         counts = np.array([region.rows * region.cols for region in self.regions], dtype=np.int64)
         # In one row of all windows: where those of each region begin, and how many there are.
@@ -111,6 +118,19 @@ class ArrayPatches:
     def __getstate__(self) -> dict:
         # For processes that are started anew: a map belongs to the process that made it.
         return {**self.__dict__, "_mapped": {}, "_touched": 0}
+
+    def _load_regions(self) -> list[Region]:
+        its_format = self.description.format
+        if self.split != on_disk.HELD_OUT:
+            return on_disk.load_regions(self.root, self.split.removesuffix("_b"), its_format)
+        every = on_disk.load_regions(self.root, None, its_format)
+        test_sites = {(region.city, region.site) for region in every if region.split == "test"}
+        is_halved = self.description.val == "half"
+        return [
+            region
+            for region in every
+            if region.split != "train" and (is_halved or (region.city, region.site) in test_sites)
+        ]
 
     def _load_test_b(self) -> np.ndarray:
         rows = on_disk.load_test_b(self.root, self.regions)
@@ -168,7 +188,7 @@ class ArrayPatches:
             return
         counts = np.bincount(self.labels, minlength=len(self.classes)).tolist()
         found = dict(zip(self.classes, counts, strict=True))
-        expected = self.description.counts[self.split]
+        expected = self._expected_counts(self.description.counts)
         for city in [*found, *expected]:
             if found.get(city) != expected.get(city):
                 raise InputError(
@@ -177,6 +197,17 @@ class ArrayPatches:
                     f" in {self.split}, its tables have {found.get(city, 'no')};"
                     " run preprocessing.py again"
                 )
+
+    def _expected_counts(self, counts: Mapping[str, Mapping[str, int]]) -> Mapping[str, int]:
+        """{city: patches} of this split by dataset.json."""
+        if self.split != on_disk.HELD_OUT:
+            return counts[self.split]
+        # The val patches of a city are all of its held-out site, or none is.
+        halved = {region.city for region in self.regions if region.split == "val"}
+        return {
+            city: count + (counts["val"].get(city, 0) if city in halved else 0)
+            for city, count in counts["test"].items()
+        }
 
     def __len__(self) -> int:
         return int(self._first[-1]) if self._subset is None else len(self._subset)

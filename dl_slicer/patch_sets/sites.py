@@ -255,14 +255,14 @@ def _to_lines(points_of: Footprint, lines_of: Footprint) -> float:
 def held_out_distances(
     survey: Survey, jobs: Iterable[Job], found: Mapping[str, Footprint]
 ) -> dict[str, float]:
-    """{city: metres} from the data of its held-out site to that of the nearest train raster.
+    """{city: metres} from the data of its test site to that of the nearest train raster.
 
-    0 where they touch or overlap. Cities that have no georeferenced raster on one of the two
-    sides are left out.
+    0 where they touch or overlap; a site that is val alone does not count. Cities that have no
+    georeferenced raster on one of the two sides are left out.
     """
     sides: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
     for job in jobs:
-        if job.raster in found:
+        if job.raster in found and job.splits != ["val"]:
             sides[job.city][job.splits != ["train"]].append(job.raster)
     return {
         city: round(_nearest(survey, train, held_out, found), 1)

@@ -56,6 +56,10 @@ def _preprocessing(data: str, patch_set: PatchSet, used: Training | Metrics) -> 
     for flag, value in flags.items():
         if value is not None:
             words += [flag, str(value)]
+    if patch_set.held_out != 1:
+        words += ["--held-out", str(patch_set.held_out)]
+    if patch_set.val_from != "half":
+        words += ["--val", patch_set.val_from]
     return [*words, *patch_set.seen]
 
 

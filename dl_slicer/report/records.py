@@ -166,6 +166,9 @@ class PatchSet:
     val: int
     # Metres by city, of georeferenced sets.
     held_out_distance: dict[str, float] = field(default_factory=dict)
+    held_out: int = 1  # which site of each city is held out, counted from the last one
+    val_from: str = "half"  # or site: where val patches come from
+    train_sites: int | None = None  # to how many of each city the set was limited
     seen: tuple[str, ...] = ()  # the flags that say how georeferenced rasters were seen
 
 

@@ -269,6 +269,12 @@ def _flags_of_rasters(found: dict) -> tuple[str, ...]:
     return tuple(words)
 
 
+def _origin_of_val(value: Any) -> str:
+    if value not in ("half", "site"):
+        raise ValueError(f"val: {str(value)[:40]}")
+    return value
+
+
 def _patch_set(found: dict) -> PatchSet:
     counts = mapping(found.get("counts", {}))
 
@@ -290,6 +296,9 @@ def _patch_set(found: dict) -> PatchSet:
             city: number(metres)
             for city, metres in mapping(found.get("held_out_distance", {})).items()
         },
+        held_out=whole_number(found.get("held_out", 1)),
+        val_from=_origin_of_val(found.get("val", "half")),
+        train_sites=optional(whole_number, found.get("train_sites")),
         seen=_flags_of_rasters(found),
     )
 

@@ -267,6 +267,8 @@ def training(results: Results) -> TrainingFacts:
         ("Trained on", _trained_on(results.training)),
         ("Measured on", _measured_on(results)),
         *_patches(results),
+        ("Held out", _which_site(results.patch_set)),
+        ("Train sites", _train_sites(results.training_set)),
         ("Held-out sites", _held_out(results)),
         ("Recipe", _recipe(results.training)),
         ("Epoch measured", _epoch_measured(results)),
@@ -302,6 +304,25 @@ def _measured_on(results: Results) -> str:
     metrics = results.metrics
     patches = words.count(metrics.n, "patch", "patches")
     return f"{patches} of {words.count(metrics.n_rasters, 'raster')} ({metrics.split})"
+
+
+def _which_site(patch_set: PatchSet | None) -> str:
+    """Which site of each city is held out, and where val comes from, where not as published."""
+    if patch_set is None or (patch_set.held_out, patch_set.val_from) == (1, "half"):
+        return ""
+    number = patch_set.held_out
+    place = "the last site" if number == 1 else f"site number {number}, counted from the last,"
+    origins = {
+        "half": "its left half for test, its right half for val",
+        "site": "whole for test; another site is val, in cities of three sites or more",
+    }
+    return f"{place} of each city, {origins[patch_set.val_from]}"
+
+
+def _train_sites(training_set: PatchSet | None) -> str:
+    """To how many sites of each city training was limited, where it was."""
+    most = training_set.train_sites if training_set else None
+    return "" if most is None else f"at most {most} of each city, drawn of those there are"
 
 
 def _held_out(results: Results) -> str:

@@ -14,18 +14,19 @@ FILE = "reproduce.json"
 
 @dataclass
 class Ledger:
-    """The content of reproduce.json. Checksums are those of identity.identify and checksum()."""
+    """The content of the chain's file. Checksums are those of identity.identify and checksum()."""
 
-    data: str = ""  # of the patches that all runs are trained on
+    data: str = ""  # what all runs have in common: of their patches, or their flags
     seconds: dict[str, float] = field(default_factory=dict)  # {run: seconds of training}
     # {model: {"checkpoint": ..., "patches": ...}} of the results that lie there
     measured: dict[str, dict[str, str]] = field(default_factory=dict)
     folder: Path = Path()  # where it lies
+    file: str = FILE
 
     def save(self) -> None:
         """Write it into the folder of the chain."""
         content = {"data": self.data, "seconds": self.seconds, "measured": self.measured}
-        with atomic(self.folder / FILE, "w", encoding="utf-8") as file:
+        with atomic(self.folder / self.file, "w", encoding="utf-8") as file:
             json.dump(content, file, indent=1)
 
     def counter(self, run: str) -> Callable[[float], None]:
@@ -50,8 +51,7 @@ def open_ledger(folder: Path, data: str, checksum_of_data: str) -> Ledger:
 
     InputError if the folder holds a chain of another data set, or if its ledger is damaged.
     """
-    clear_leftovers(folder)
-    book = _read(folder)
+    book = read_ledger(folder)
     if book.data not in ("", checksum_of_data):
         raise InputError(
             f"{printable(folder)}: holds runs on other patches than those of {printable(data)};"
@@ -61,17 +61,19 @@ def open_ledger(folder: Path, data: str, checksum_of_data: str) -> Ledger:
     return book
 
 
-def _read(folder: Path) -> Ledger:
-    path = folder / FILE
+def read_ledger(folder: Path, file: str = FILE) -> Ledger:
+    """Give the ledger in a folder, an empty one where there is none. InputError if damaged."""
+    clear_leftovers(folder)
+    path = folder / file
     try:
-        found = Ledger(**json.loads(path.read_text(encoding="utf-8")), folder=folder)
+        found = Ledger(**json.loads(path.read_text(encoding="utf-8")), folder=folder, file=file)
         sound = (
             isinstance(found.data, str)
             and all(type(value) in (int, float) for value in found.seconds.values())
             and all(isinstance(value, dict) for value in found.measured.values())
         )
     except FileNotFoundError:
-        return Ledger(folder=folder)
+        return Ledger(folder=folder, file=file)
     except (ValueError, TypeError, AttributeError, RecursionError):
         sound = False
     if not sound:

@@ -17,6 +17,19 @@ from dl_slicer.machine import interrupts_blocked
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
 SECONDS_BETWEEN_CALLS = 10
+# In a process of its own: no module of the package imports a script.
+READ_FLAGS = """
+import importlib
+import sys
+
+root, script, *flags = sys.argv[1:]
+sys.path.insert(0, root)
+sys.argv = [script, *flags]
+from dl_slicer import cli
+
+read_flags = importlib.import_module(script.removesuffix(".py")).read_flags
+cli.run(lambda: read_flags(flags))
+"""
 
 Passed = Callable[[float], None]  # is given seconds
 
@@ -32,6 +45,15 @@ def run_script(
     was killed. KeyboardInterrupt when it has ended after SIGTERM or Ctrl-C, which are passed on.
     """
     _check_code(script, _run_to_its_end(_command(script, flags, processes), None, passed))
+
+
+def check_flags(script: str, flags: Sequence[str]) -> None:
+    """Have a script read its flags, and do nothing else.
+
+    What it refuses, it says itself: SystemExit with its exit code.
+    """
+    command = [sys.executable, "-c", READ_FLAGS, str(ROOT), script, *flags]
+    _check_code(script, _run_to_its_end(command, None, None))
 
 
 def output_of_script(script: str, flags: Sequence[str], processes: int = 1) -> str:

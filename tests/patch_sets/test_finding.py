@@ -1,16 +1,17 @@
 """What lies in a raw folder: what is found, passed over, and refused."""
 
 import errno
+import json
 import os
 import shutil
 from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import files, make_raw, picture
+from conftest import METRES, files, make_geotiffs, make_raw, picture, write_geotiff
 from preprocessing_runs import array, refused
 
-from dl_slicer.patch_sets import on_disk, reading
+from dl_slicer.patch_sets import finding, on_disk, reading
 
 
 def test_the_last_site_in_sorted_order_is_held_out(preprocess, tmp_path):
@@ -337,3 +338,134 @@ def test_where_out_may_lie(preprocess, tmp_path, monkeypatch):
         preprocess(raw="../raw", out=".")
         assert files(Path(".")) == expected
         preprocess("--seed", 1, raw="../raw", out=".")
+
+
+def roles(out, city):
+    """{site: splits} of a city in a patch set."""
+    found = {}
+    for region in on_disk.load_regions(out):
+        if region.city == city:
+            found.setdefault(region.site, set()).add(region.split)
+    return found
+
+
+HALVED = {"test", "val"}
+
+
+@pytest.mark.parametrize(
+    "number, val, expected",
+    [
+        (1, "half", [{"train"}, {"train"}, HALVED]),
+        (2, "half", [{"train"}, HALVED, {"train"}]),
+        (3, "half", [HALVED, {"train"}, {"train"}]),
+        (4, "half", [{"train"}, {"train"}, HALVED]),
+        (1, "site", [{"train"}, {"val"}, {"test"}]),
+        (2, "site", [{"val"}, {"test"}, {"train"}]),
+        (3, "site", [{"test"}, {"train"}, {"val"}]),
+        (6, "site", [{"test"}, {"train"}, {"val"}]),
+    ],
+)
+def test_which_site_is_test_and_which_is_val(number, val, expected):
+    splits = finding.splits_of_sites(["s3", "s1", "s2", "s1"], number, val)
+    assert [set(splits[site]) for site in ("s1", "s2", "s3")] == expected
+
+
+def test_a_city_of_two_sites_goes_round_and_keeps_its_halves(preprocess, tmp_path, capsys):
+    raw = make_raw(tmp_path / "raw")
+    shutil.rmtree(raw / "Bb (BBB)" / "site2")
+    out = preprocess("--held-out", 3, "--val", "site")
+    assert roles(out, "Aa (AAA)") == {"site1": {"test"}, "site2": {"train"}, "site3": {"val"}}
+    assert roles(out, "Bb (BBB)") == {"site1": {"train"}, "site3": HALVED}
+    said = capsys.readouterr().out
+    assert "--held-out 3: goes round in cities of fewer sites" in said
+    assert "what a smaller number does: BBB (2)\n" in said
+    assert "val is the right half of the held-out rasters, in BBB\n" in said
+    description = json.loads((out / "dataset.json").read_text())
+    assert (description["held_out"], description["val"]) == (3, "site")
+    whole = next(region for region in on_disk.load_regions(out) if region.split == "test")
+    assert (whole.x, whole.width) == (0, 150)
+    assert whole.region == "Aa (AAA)/site1/2020.test"
+
+
+def test_the_held_out_split_is_all_of_the_test_site(preprocess, tmp_path):
+    raw = make_raw(tmp_path / "raw")
+    shutil.rmtree(raw / "Bb (BBB)" / "site2")
+    out = preprocess("--val", "site")
+    held_out = reading.open_split(out, "held-out")
+    of_splits = {split: reading.open_split(out, split) for split in ("test", "val")}
+    names = [held_out.name(i) for i in range(len(held_out))]
+    expected = [
+        of_split.name(i)
+        for of_split in of_splits.values()
+        for i in range(len(of_split))
+        if (of_split.split, of_split.site(i)) != ("val", "site2")  # a site of its own
+    ]
+    assert sorted(names) == sorted(expected)
+    assert len(expected) < sum(map(len, of_splits.values()))
+    for i in (0, len(names) - 1):
+        split = held_out.locate(i)[0].split
+        patches = of_splits[split]
+        same = next(j for j in range(len(patches)) if patches.name(j) == names[i])
+        assert (held_out.read([i]) == patches.read([same])).all()
+        assert held_out.labels[i] == patches.labels[same]
+
+
+def test_a_set_with_another_held_out_site_is_neither_mixed_nor_lost(preprocess, tmp_path):
+    make_raw(tmp_path / "raw")
+    out = preprocess("--held-out", 2)
+    before = files(out)
+    refused(lambda: preprocess(), "this patch set was made with --held-out 2; choose another")
+    refused(
+        lambda: preprocess("--held-out", 2, "--val", "site"),
+        "this patch set was made with --val half",
+    )
+    preprocess("--held-out", 2)
+    assert files(out) == before
+    assert "held_out" not in json.loads(
+        (preprocess(out=tmp_path / "b") / "dataset.json").read_text()
+    )
+
+
+def test_jpegs_follow_the_held_out_site(preprocess, tmp_path):
+    make_raw(tmp_path / "raw")
+    out = preprocess("--held-out", 2, "--val", "site", "--jpegs")
+    sites = {
+        split: {path.name.split("__")[0] for path in (out / split).rglob("*.jpg")}
+        for split in ("train", "val", "test", "test_b")
+    }
+    assert sites == {"train": {"site3"}, "val": {"site1"}, "test": {"site2"}, "test_b": {"site2"}}
+    for name in ("dataset.json", "regions.csv", "test_b.csv"):
+        (out / name).unlink()
+    shutil.rmtree(out / "arrays")
+    patches = reading.open_split(out, "test", 28)
+    assert patches.locate(0) is not None
+    assert patches.describe_unplaced() == ""
+    refused(lambda: reading.open_split(out, "held-out"), "needs a patch set of preprocessing.py")
+
+
+@pytest.mark.parametrize("key, value", [("held_out", 0), ("held_out", "1"), ("val", "whole")])
+def test_damaged_facts_of_the_split_are_told(preprocess, tmp_path, key, value):
+    make_raw(tmp_path / "raw")
+    out = preprocess("--held-out", 2)
+    description = json.loads((out / "dataset.json").read_text())
+    (out / "dataset.json").write_text(json.dumps(description | {key: value}))
+    refused(lambda: reading.open_split(out, "test"), f"its {key} cannot be right")
+
+
+def test_distances_are_from_the_test_site_to_train(preprocess, tmp_path):
+    """Sites lie 5 km apart, from middle to middle, and rasters are 110 pixels high."""
+    make_geotiffs(tmp_path / "raw")
+    out = preprocess("--val", "site")  # site3 is test, site2 val, site1 train
+    distances = json.loads((out / "dataset.json").read_text())["held_out_distance"]
+    expected = 10_000 - 110 * METRES
+    assert distances == {
+        "Aa (AAA)": pytest.approx(expected, abs=20),
+        "Bb (BBB)": pytest.approx(expected, abs=20),
+    }
+
+
+def test_val_of_its_own_shares_no_ground_with_test(preprocess, tmp_path):
+    raw = make_geotiffs(tmp_path / "raw")
+    corner = (300_000, 4_000_000 + 15_000)  # that of site3
+    write_geotiff(raw / "Aa (AAA)" / "site2" / "again.tif", picture(150, 110), corner=corner)
+    refused(lambda: preprocess("--val", "site"), "site2/again.tif (val) and")

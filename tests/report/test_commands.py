@@ -79,6 +79,13 @@ def test_the_patch_set(run):
     )
 
 
+def test_which_site_is_held_out(run):
+    results = read_results(run / "test_b")
+    other = PatchSet("../raw", 480, 240, 224, 500, 3, 2, 1, 1, held_out=2, val_from="site")
+    first, *_ = commands(dataclasses.replace(results, training_set=other, patch_set=None))
+    assert " ".join(first).endswith(" --seed 3 --held-out 2 --val site")
+
+
 def test_flips_and_turns_at_the_test(run):
     results = read_results(run / "test_b")
     metrics = dataclasses.replace(results.metrics, tta=True)

@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from conftest import ROOT
 
 from dl_slicer.training import planned_runs, processes, signals
 
@@ -40,6 +41,25 @@ def test_a_script_that_fails_says_why_alone_and_its_exit_code_is_ours(script, ca
         processes.run_script(name, [])
     assert end.value.code == 2
     assert capfd.readouterr() == ("", "--data: no such folder\n")
+
+
+READS_FLAGS = """
+def read_flags(argv):
+    from dl_slicer.cli import InputError
+    if argv != ["--right", "flag"]:
+        raise InputError(f"{argv[0]}: no such flag")
+"""
+
+
+def test_flags_are_checked_and_nothing_is_done(script, capfd, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    name = script(READS_FLAGS + "\nif __name__ == '__main__':\n    print('done')\n")
+    processes.check_flags(name, ["--right", "flag"])
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(SystemExit) as end:
+        processes.check_flags(name, ["--wrong"])
+    assert end.value.code == 2
+    assert capfd.readouterr() == ("", "script.py: --wrong: no such flag\n")
 
 
 def test_a_script_that_was_killed_is_told_in_a_line(script, capfd):
