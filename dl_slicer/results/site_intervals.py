@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from dl_slicer.results import intervals
+from dl_slicer.results import intervals, paired_intervals
 from dl_slicer.results.intervals import Interval, RasterCounts
 
 # So much heavier than normal at most are the tails of the sites' accuracies taken to be. Without
@@ -216,3 +216,32 @@ def raster_noise(rasters: RasterCounts, site: np.ndarray, correlation: float | N
         return np.full(len(total), np.nan)
     squares = np.bincount(site, rasters.patches**2)
     return np.maximum(correlation * squares / total**2, 1 / total)
+
+
+def paired_interval(
+    counts: RasterCounts, differing: np.ndarray, cities: int
+) -> tuple[float, Interval | None]:
+    """Give the accuracy of a less that of b over all patches, and its 95 % interval over sites.
+
+    counts.right: of each of M sites the patches that a recognised less those that b did; differing
+    (M,): the patches that one of the two alone recognised. Tango's interval for paired shares, as
+    in paired_intervals.py, with the sites' variance and degrees of freedom. None where no city has
+    two sites.
+    """
+    sites = counts.per_city(None, cities)
+    total = counts.patches.sum()
+    difference = float(counts.right.sum() / total)
+    several = sites > 1
+    if not several.any():
+        return difference, None
+    own = variances(counts, cities)[several]
+    weight = (counts.per_city(counts.patches, cities) / total)[several]
+    # Cities with a single site count as the others do in the mean.
+    variance = weight**2 @ own / weight.sum() ** 2
+    share = float(differing.sum() / total)
+    independent = share - difference**2
+    effective = sites.sum() if variance <= 0 else independent / variance
+    effective = np.clip(effective, sites.sum(), total)
+    spread_evenly = weight**2 / sites[several]
+    freedom = spread_evenly.sum() ** 2 / (spread_evenly**2 / (sites[several] - 1)).sum()
+    return difference, paired_intervals.tango(difference, share, effective, float(freedom))
