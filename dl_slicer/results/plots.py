@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -12,15 +11,18 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from scipy.cluster import hierarchy
-from scipy.spatial.distance import squareform
 
 from dl_slicer.files import atomic
 from dl_slicer.results.accuracy import Calibration, calibration
+from dl_slicer.results.dendrogram import Tree, group_by_features
 
 matplotlib.use("Agg")  # draws into files: no display is needed
 
 INK = "#222222"
 GREY = "#888888"
+DARK = "#444444"  # a branch of the dendrogram
+PALE = "#c8c8c8"  # one that few draws of the rasters have
+SURE = 0.7  # of the draws have a branch that is not drawn pale
 FEW_CITIES = 12  # up to so many, there is room for larger labels and for numbers in every cell
 # The largest side of a square map in inches. Up to 60 cities have a cell each that a label fits
 # beside; more make the cells smaller, not the picture larger than programs open.
@@ -134,23 +136,22 @@ def _draw_cell_borders(axes: Axes, cities: int) -> None:
     axes.tick_params(which="minor", length=0)
 
 
-class Tree(NamedTuple):
-    """Cities in the order of a dendrogram."""
-
-    order: np.ndarray  # (n,) class numbers, from top to bottom
-    links: np.ndarray | None  # of the dendrogram as scipy gives them; None for less than two
-
-
 def draw_resemblance(
-    path: Path, confusion_view: np.ndarray, feature_view: np.ndarray, codes: Sequence[str]
+    path: Path,
+    confusion_view: np.ndarray,
+    feature_view: np.ndarray,
+    codes: Sequence[str],
+    support: np.ndarray | None = None,
 ) -> None:
     """Draw both views of resemblance.py as heat maps into <path>.png and .pdf.
 
     Cities are in the order of a dendrogram of the features (average linkage of 1 - cosine). One
     order for both, and the dendrogram beside both, so that they can be compared; from the
     features, since most pairs are never confused.
+    support (n - 1,): in which share of draws each branch occurs, in the order of the dendrogram's
+    links; the branches of less than SURE are drawn pale. None: not known, all are drawn alike.
     """
-    tree = _group_by_features(feature_view)
+    tree = group_by_features(feature_view)
     codes = [codes[city] for city in tree.order]
     side = min(LARGEST_RESEMBLANCE, max(3.6, 0.19 * len(codes) + 0.6))
     figure, ((upper_tree, upper), (lower_tree, lower)) = plt.subplots(
@@ -162,7 +163,7 @@ def draw_resemblance(
     )
     rearranged = np.ix_(tree.order, tree.order)
 
-    _draw_tree(upper_tree, tree)
+    _draw_tree(upper_tree, tree, support)
     cosines = feature_view[rearranged]
     image = _draw_heat_map(upper, cosines, cmap="RdBu_r", vmin=-1, vmax=1)
     remark = _label_heat_map(upper, codes, side)
@@ -170,7 +171,7 @@ def draw_resemblance(
     _write_values(upper, image, cosines, _without_leading_zero)
     figure.colorbar(image, ax=upper, shrink=0.6, pad=0.01)
 
-    _draw_tree(lower_tree, tree)
+    _draw_tree(lower_tree, tree, support)
     confusions = (100 * confusion_view)[rearranged]
     image = _draw_heat_map(lower, confusions, cmap="Blues", norm=_root_scale(confusions))
     remark = _label_heat_map(lower, codes, side)
@@ -180,33 +181,33 @@ def draw_resemblance(
     save_plot(path, figure)
 
 
-def _group_by_features(feature_view: np.ndarray) -> Tree:
-    present = np.flatnonzero(~np.isnan(feature_view).all(1))
-    if len(present) < 2:  # nothing to compare: empty maps of all cities
-        return Tree(np.arange(len(feature_view)), None)
-    distance = 1 - feature_view[np.ix_(present, present)]
-    np.fill_diagonal(distance, 0)
-    condensed = squareform(distance, checks=False)
-    links = hierarchy.linkage(condensed, "average", optimal_ordering=True)
-    return Tree(present[hierarchy.leaves_list(links)], links)
-
-
-def _draw_tree(axes: Axes, tree: Tree) -> None:
+def _draw_tree(axes: Axes, tree: Tree, support: np.ndarray | None) -> None:
     if tree.links is None:
         axes.axis("off")
         return
+    first_link = len(tree.order)  # scipy numbers the links after the cities
     hierarchy.dendrogram(
         tree.links,
         orientation="left",
         no_labels=True,
         ax=axes,
-        color_threshold=0,
-        above_threshold_color="#444444",
+        link_color_func=lambda link: _branch_colour(link - first_link, support),
     )
     # Leaves lie at 5, 15, ...: the first on top, as in the heat maps.
     axes.set_ylim(10 * len(tree.order), 0)
-    axes.set_xlabel("1 - cosine", fontsize=9)
+    axes.set_xlabel(f"1 - cosine{_what_pale_means(support)}", fontsize=9)
     axes.spines[["left", "right", "top"]].set_visible(False)
+
+
+def _branch_colour(branch: int, support: np.ndarray | None) -> str:
+    return PALE if support is not None and support[branch] < SURE else DARK
+
+
+def _what_pale_means(support: np.ndarray | None) -> str:
+    """A line below the dendrogram, where it has pale branches."""
+    if support is None or (support >= SURE).all():
+        return ""
+    return f"\npale: in less than\n{100 * SURE:.0f} % of draws"
 
 
 def _draw_heat_map(axes: Axes, values: np.ndarray, **colours):

@@ -5,23 +5,28 @@ By what the network confuses, and by what it sees (its features). Both views are
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import stats
+
+if TYPE_CHECKING:  # that module imports this one
+    from dl_slicer.results.resemblance_stability import Stability
 
 NAMED = 3  # nearest cities that nearest.csv names in each view
 
 
 def by_confusion(matrix: np.ndarray) -> np.ndarray:
-    """View cities by their confusion matrix (K, K), rows true.
+    """View cities by their confusion matrix (..., K, K), rows true.
 
     Mean of the share of a's patches taken for b and of b's taken for a, 0 .. 1. Shares of rows,
     not counts: a city with more patches has more confusions, but is not more like the others for
     it.
     """
-    total = matrix.sum(1, keepdims=True).astype(float)
+    total = matrix.sum(-1, keepdims=True).astype(float)
     total[total == 0] = np.nan
-    return without_diagonal((matrix / total + (matrix / total).T) / 2)
+    shares = matrix / total
+    return without_diagonal((shares + shares.swapaxes(-1, -2)) / 2)
 
 
 def by_features(features: np.ndarray, true: np.ndarray, cities: int) -> np.ndarray:
@@ -39,17 +44,26 @@ def by_features(features: np.ndarray, true: np.ndarray, cities: int) -> np.ndarr
     means = np.full((cities, features.shape[1]), np.nan)
     for city in np.unique(true):
         means[city] = features[true == city].mean(0, dtype=np.float64)
-    means -= np.nanmean(means, axis=0)
-    length = np.linalg.norm(means, axis=1, keepdims=True)
+    return by_means(means)
+
+
+def by_means(means: np.ndarray) -> np.ndarray:
+    """View cities by the features' means (..., K, D) of each, as by_features() does.
+
+    NaN for a city without patches, and for one whose mean is that of all.
+    """
+    means = means - np.nanmean(means, axis=-2, keepdims=True)
+    length = np.linalg.norm(means, axis=-1, keepdims=True)
     length[length == 0] = np.nan
     means /= length
-    return without_diagonal((means @ means.T).clip(-1, 1))
+    return without_diagonal((means @ means.swapaxes(-1, -2)).clip(-1, 1))
 
 
 def without_diagonal(view: np.ndarray) -> np.ndarray:
-    """Copy a view with NaN on the diagonal: no city is compared with itself."""
+    """Copy a view (..., K, K) with NaN on the diagonal: no city is compared with itself."""
     view = view.copy()
-    np.fill_diagonal(view, np.nan)
+    city = np.arange(view.shape[-1])
+    view[..., city, city] = np.nan
     return view
 
 
@@ -81,6 +95,7 @@ def nearest(
     tie_breaker: np.ndarray,
     classes: Sequence[str],
     codes: Sequence[str],
+    stable: "Stability | None" = None,
 ) -> list[dict]:
     """Give the rows of nearest.csv, one a city: its columns are the keys of the dict below.
 
@@ -89,6 +104,8 @@ def nearest(
     no neighbours by confusion; where that is all of them, the view is empty.
     tie_breaker: by_confusion() of the summed probabilities, which decides between pairs confused
     equally often.
+    stable: how the views vary over draws. It adds in which share of them each view's first city
+    came first, and if that is told apart from all others; see resemblance_stability.py.
     """
     rows = []
     for city, name in enumerate(classes):
@@ -103,6 +120,9 @@ def nearest(
             "rank_correlation": correlation(confusion_view[city], feature_view[city]),
             "views": compare_views(by_falling_confusion, by_falling_features, has_patches),
         }
+        if stable is not None:
+            row |= _how_sure("confusion", city, by_falling_confusion, stable)
+            row |= _how_sure("features", city, by_falling_features, stable)
         rows.append(row)
     return rows
 
@@ -127,6 +147,16 @@ def _name_nearest(view: str, ranked: list[int], classes: Sequence[str]) -> dict[
     names = [classes[city] for city in ranked[:NAMED]]
     names += [""] * (NAMED - len(names))
     return {f"{view}_{rank}": name for rank, name in enumerate(names, 1)}
+
+
+def _how_sure(view: str, city: int, ranked: list[int], stable: "Stability") -> dict:
+    """Columns <view>_1_share and <view>_told_apart, empty where there is no neighbour."""
+    found = stable.by_confusion if view == "confusion" else stable.by_features
+    known = bool(ranked) and stable.draws > 0 and not stable.single[city]
+    return {
+        f"{view}_1_share": float(found.shares[city, ranked[0]]) if known else None,
+        f"{view}_told_apart": found.told[city] if ranked else "",
+    }
 
 
 def compare_views(

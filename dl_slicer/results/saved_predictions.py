@@ -22,6 +22,7 @@ METRICS = "metrics.json"
 PREDICTIONS = "predictions.csv"
 TEXTS = ("patch", "true", "predicted", "raster")  # columns of predictions.csv
 PROBABILITIES = ("probability", "true_probability")
+SITE = "site"  # a column that predictions of before do not have
 LONGEST_REASON = 200  # characters
 
 DAMAGE = (KeyError, ValueError, TypeError, OverflowError, RecursionError, csv.Error)
@@ -57,6 +58,7 @@ class SavedPredictions:
     predicted: list[str]
     probability: np.ndarray = field(repr=False)  # (N,) of the predicted city
     true_probability: np.ndarray = field(repr=False)  # (N,)
+    sites: list[str] = field(default_factory=list)  # within their cities; "" where not known
 
     @cached_property
     def right(self) -> np.ndarray:
@@ -167,6 +169,7 @@ def _read_rows(folder: Path, made: Circumstances) -> SavedPredictions:
                 raise ValueError(f"it has no column {column}")
         texts = {column: [] for column in TEXTS}
         numbers = {column: [] for column in PROBABILITIES}
+        sites = []
         line_of = {}
         for row in reader:
             try:
@@ -178,6 +181,7 @@ def _read_rows(folder: Path, made: Circumstances) -> SavedPredictions:
             line_of[row["patch"]] = reader.line_num
             for column in TEXTS:
                 texts[column].append(row[column])
+            sites.append(row.get(SITE, ""))
     if not line_of:
         raise ValueError("it has no rows")
     return SavedPredictions(
@@ -189,6 +193,7 @@ def _read_rows(folder: Path, made: Circumstances) -> SavedPredictions:
         texts["predicted"],
         np.array(numbers["probability"]),
         np.array(numbers["true_probability"]),
+        sites,
     )
 
 

@@ -2,11 +2,11 @@
 
 What a table has in its columns is decided where its rows are made: per_city.csv in
 accuracy.per_city, similarity.csv in resemblance.city_pairs, nearest.csv in resemblance.nearest,
-predictions.csv and metrics.json below.
+nearest_shares.csv in resemblance_stability.share_rows, predictions.csv and metrics.json below.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,17 @@ from dl_slicer import cities
 from dl_slicer.cli import printable
 from dl_slicer.files import atomic, write_rows
 from dl_slicer.patch_sets.reading import PatchSet
-from dl_slicer.results import accuracy, intervals, plots, resemblance
+from dl_slicer.results import (
+    accuracy,
+    dendrogram,
+    intervals,
+    plots,
+    raster_sums,
+    resemblance,
+    resemblance_stability,
+)
+from dl_slicer.results.raster_sums import RasterSums
+from dl_slicer.results.resemblance_stability import Stability
 
 
 @dataclass
@@ -49,14 +59,6 @@ class Predictions:
         """Count patches by true (rows) and predicted city: (K, K) int."""
         labels = range(len(self.classes))
         return metrics.confusion_matrix(self.true, self.predicted, labels=labels)
-
-    def summed_probabilities(self) -> np.ndarray:
-        """Sum the probabilities of each true city's patches: (K, K), rows true.
-
-        A confusion matrix in which a patch counts for every city as far as it was taken for it.
-        """
-        labels = range(len(self.classes))
-        return np.array([self.probabilities[self.true == label].sum(0) for label in labels])
 
 
 def collect(
@@ -104,10 +106,13 @@ def write_results(out: Path, predictions: Predictions, more: dict) -> Results:
         resemblance.by_confusion(matrix),
         resemblance.by_features(predictions.features, predictions.true, len(predictions.classes)),
     )
+    sums = raster_sums.collect(predictions)
+    sums.save(out / raster_sums.FILE)
     write_predictions(out / "predictions.csv", predictions)
     write_confusion(out, matrix, predictions)
     rows = write_cities(out, predictions)
-    nearest = write_resemblance(out, views, predictions)
+    stable = resemblance_stability.stability([sums])
+    nearest = write_resemblance(out, views, stable, predictions.codes)
     found = summarise(predictions, matrix, views) | more
     with atomic(out / "metrics.json", "w", encoding="utf-8", errors="backslashreplace") as file:
         json.dump(found, file, indent=1, ensure_ascii=False, allow_nan=False)
@@ -178,16 +183,33 @@ def write_cities(out: Path, predictions: Predictions) -> list[dict]:
     return rows
 
 
-def write_resemblance(out: Path, views: Resemblance, predictions: Predictions) -> list[dict]:
-    """Write similarity.csv, its diagram and nearest.csv. Returns the rows of the latter."""
-    classes = predictions.classes
-    codes = predictions.codes
-    tie_breaker = resemblance.by_confusion(predictions.summed_probabilities())
-    nearest = resemblance.nearest(*views, tie_breaker, classes, codes)
+def write_resemblance(
+    out: Path, views: Resemblance, stable: Stability, codes: list[str]
+) -> list[dict]:
+    """Write similarity.csv, its diagram, nearest.csv and nearest_shares.csv.
+
+    stable: how the views vary over draws of the rasters. Returns the rows of nearest.csv.
+    """
+    classes = stable.classes
+    tie_breaker = stable.views.tie_breaker
+    nearest = resemblance.nearest(*views, tie_breaker, classes, codes, stable)
     write_dicts(out / "similarity.csv", resemblance.city_pairs(*views, classes))
     write_dicts(out / "nearest.csv", nearest)
-    plots.draw_resemblance(out / "similarity", *views, codes)
+    columns = resemblance_stability.COLUMNS
+    write_rows(out / "nearest_shares.csv", columns, resemblance_stability.share_rows(stable))
+    support = stable.support(dendrogram.group_by_features(views.by_features))
+    plots.draw_resemblance(out / "similarity", *views, codes, support)
     return nearest
+
+
+def write_pooled_resemblance(out: Path, sums: Sequence[RasterSums]) -> list[dict]:
+    """Write what write_resemblance() does of several tests: folds, or networks of other seeds.
+
+    sums: of each test, of the same cities. Returns the rows of nearest.csv.
+    """
+    stable = resemblance_stability.stability(sums)
+    views = Resemblance(stable.views.confusion, stable.views.features)
+    return write_resemblance(out, views, stable, cities.labels(stable.classes))
 
 
 def write_dicts(path: Path, rows: Iterable[dict]) -> None:
