@@ -16,7 +16,7 @@ from dl_slicer.patch_sets import on_disk, tiling
 from dl_slicer.report import folds_page
 from dl_slicer.results import folds as tables
 from dl_slicer.results import plots
-from dl_slicer.training import planned_runs, processes
+from dl_slicer.training import planned_folds, planned_runs, processes
 
 CITIES = ("Aa (AAA)", "Bb (BBB)")
 READ_FLAGS = {
@@ -60,7 +60,7 @@ class Scripts:
         names = ["last.pth"]
         if script == "test_classification.py":
             assert Path(flags[flags.index("--checkpoint") + 1]).is_file()
-            names = ["metrics.json", "predictions.csv", "logits.npy"]
+            names = planned_folds.RESULT_FILES
         out.mkdir(parents=True, exist_ok=True)
         for name in names:
             (out / name).touch()
@@ -258,7 +258,7 @@ def test_sites_by_place_and_raw_folders_that_cannot_be(place, scripts, tmp_path)
         for n in (1, 2, 3, 4):
             (flat / city / f"site{n}" / "2020.png").rename(flat / city / f"{n}.png")
             (flat / city / f"site{n}").rmdir()
-    rasters = cross_validation.planned_folds.Rasters(flat, place.out, sites=3)
+    rasters = planned_folds.Rasters(flat, place.out, sites=3)
     assert rasters.folds == 3
     assert rasters.train_sites(1, "half") == 2
     assert rasters.train_sites(1, "site") == 1
