@@ -175,8 +175,8 @@ def test_what_is_held_out_is_a_fact_of_the_training(run):
         changed = dataclasses.replace(results, patch_set=patch_set, training_set=patch_set)
         said[name] = dict(sections.training(changed).facts)
     assert said["held_out"]["Held out"] == (
-        "site number 2, counted from the last, of each city, whole for test; another site is val,"
-        " in cities of three sites or more"
+        "of each city site number 2, counted from the last: the whole of it is test, another site"
+        " val, in cities of three sites or more"
     )
     assert "Train sites" not in said["held_out"]
     assert said["train_sites"]["Train sites"].startswith("at most 1 of each city")
