@@ -3,7 +3,8 @@
 For results of a test: report.html, from the files that test_classification.py left there, and from
 config.json and log.csv beside the checkpoint. What a run lacks (a log, intervals, portraits) is
 left out or said. For several runs: report.html, from the tables that python -m dl_slicer.reproduce
-left there; for two models, from what python -m dl_slicer.compare left. For rasters that were placed
+left there; for two models, from what python -m dl_slicer.compare left; for folds, from what python
+-m dl_slicer.cross_validation left. For rasters that were placed
 or explained: <name>.html from each <name>.explorer.
 A page is one file: no network, no scripts from elsewhere; it opens from disk.
 """
@@ -18,6 +19,8 @@ from dl_slicer.report import (
     comparison_files,
     comparison_page,
     explorer,
+    folds_files,
+    folds_page,
     page,
     runs_files,
     runs_page,
@@ -29,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument(
         "folder",
-        help="where test_classification.py, python -m relevance_cam, dl_slicer.reproduce or"
-        " dl_slicer.compare wrote its results",
+        help="where test_classification.py, python -m relevance_cam, dl_slicer.reproduce,"
+        " dl_slicer.compare or dl_slicer.cross_validation wrote its results",
     )
     folder = Path(parser.parse_args(argv).folder)
     explorers = explorer.find_explorers(folder)
@@ -41,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(runs_page.write_runs_page(folder))
         elif (folder / comparison_files.COMPARISON).exists():
             print(comparison_page.write_comparison_page(folder))
+        elif (folder / folds_files.TABLE).exists():
+            print(folds_page.write_folds_page(folder))
         elif not explorers or (folder / "metrics.json").exists():
             print(page.write_report(folder))
         for found in explorers:

@@ -61,11 +61,11 @@ def read_results(folder: Path, run_folder: str | Path | None = None) -> Results:
         measured_at=(folder / "metrics.json").stat().st_mtime,
         metrics=metrics,
         cities=cities,
-        confusion=if_there(folder / "confusion_matrix.csv", _read_confusion),
+        confusion=if_there(folder / "confusion_matrix.csv", read_confusion),
         neighbours=if_there(folder / "nearest.csv", read_table, _neighbours, TEST_AGAIN) or [],
         pairs=if_there(folder / "similarity.csv", read_table, _pair, TEST_AGAIN) or [],
-        similarity=if_there(folder / "similarity.png", _read_png),
-        reliability=if_there(folder / "reliability.png", _read_png),
+        similarity=if_there(folder / "similarity.png", read_png),
+        reliability=if_there(folder / "reliability.png", read_png),
         portraits=if_there(folder / "portraits" / "portraits.csv", _read_portraits) or [],
         training=training,
         log=if_there(run / "log.csv", read_table, _epoch, DO_WITHOUT) or [],
@@ -91,7 +91,8 @@ def _read_patch_set(data: str) -> PatchSet | None:
 # Files
 
 
-def _read_confusion(path: Path) -> Confusion:
+def read_confusion(path: Path) -> Confusion:
+    """Read confusion_matrix.csv."""
     with (
         refusing_damage(path, TEST_AGAIN),
         open(path, newline="", encoding="utf-8") as lines,
@@ -104,7 +105,8 @@ def _read_confusion(path: Path) -> Confusion:
         return Confusion(cities, counts)
 
 
-def _read_png(path: Path) -> Picture:
+def read_png(path: Path) -> Picture:
+    """Read a PNG file as it is, with its size."""
     with refusing_damage(path, TEST_AGAIN):
         content = path.read_bytes()
         if not content.startswith(b"\x89PNG\r\n\x1a\n") or b"IEND" not in content[-12:]:
