@@ -25,6 +25,13 @@ READ_FLAGS = {
 }
 
 
+FOLDS = """city,site,fold,first,patches,accuracy,odd
+Aa (AAA),site1,3,yes,40,0.5,low
+Aa (AAA),site1,6,no,40,0.6,
+Bb (BBB),site2,1,yes,40,1.0,
+"""
+
+
 class Scripts:
     """The scripts in this process: preprocessing as it is, the others leave empty files.
 
@@ -67,6 +74,9 @@ class Scripts:
 
     def write_tables(self, out, folds):
         self.tables.append([str(fold.results.relative_to(out)) for fold in folds])
+        (out / "folds.csv").write_text(FOLDS, encoding="utf-8")
+        found = {"accuracy": 0.75, "accuracy_ci95": [0.5, 0.9], "interval": "over sites"}
+        (out / "metrics.json").write_text(json.dumps(found))
 
     def put_in_place(self, patch):
         patch.setattr(processes, "check_flags", self.check_flags)
@@ -97,8 +107,13 @@ def call(place, *own, after=("--arch", "resnet18", "--epochs", "1")):
     cross_validation.main([*words, "--", *after])
 
 
-def test_every_site_is_held_out_once(place, scripts):
+def test_every_site_is_held_out_once(place, scripts, capsys):
     call(place)
+    said = capsys.readouterr().out
+    assert "2 cities of up to 3 sites; 3 folds\n" in said
+    assert f"Aa (AAA){'site1':>25}{3:>20}{40:>9}{50.0:>12}  odd: low\n" in said
+    assert said.count("site1 ") == 1
+    assert "top-1 0.7500 (95 %: 0.5000 to 0.9000); interval: over sites\n" in said
     steps = ("preprocessing", "train", "test")
     assert scripts.calls == [(step, f"fold_{n}") for n in (1, 2, 3) for step in steps]
     assert scripts.tables == [["fold_1/results", "fold_2/results", "fold_3/results"]]
