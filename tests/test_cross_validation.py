@@ -1,5 +1,6 @@
 """python -m dl_slicer.cross_validation: folds, interrupted, gone on with, tidied and refused."""
 
+import csv
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,11 +79,13 @@ class Scripts:
         found = {"accuracy": 0.75, "accuracy_ci95": [0.5, 0.9], "interval": "over sites"}
         (out / "metrics.json").write_text(json.dumps(found))
 
-    def put_in_place(self, patch):
+    def put_in_place(self, patch, has_results=False):
+        """has_results: whether there are any to make tables of."""
         patch.setattr(processes, "check_flags", self.check_flags)
         patch.setattr(processes, "run_script", self.run_script)
-        patch.setattr(tables, "write", self.write_tables)
-        patch.setattr(folds_page, "write_folds_page", lambda out: out / "report.html")
+        if not has_results:
+            patch.setattr(tables, "write", self.write_tables)
+            patch.setattr(folds_page, "write_folds_page", lambda out: out / "report.html")
         patch.setattr(tiling, "ProcessPoolExecutor", Inline)
         patch.setattr(planned_runs, "count_processes", lambda device: 1)
 
@@ -301,7 +304,7 @@ class RealScripts(Scripts):
 def test_a_fold_with_a_network(place, monkeypatch):
     monkeypatch.setattr(plots, "save_plot", lambda *_: None)  # half of the time
     scripts = RealScripts()
-    scripts.put_in_place(monkeypatch)
+    scripts.put_in_place(monkeypatch, has_results=True)
     after = ("--arch", "resnet18", "--weights", "none", "--epochs", "1", "--batch-size", "30")
     call(place, "--folds", 1, "--tidy", after=after)
     book = json.loads((place.out / "cross_validation.json").read_text())
@@ -309,3 +312,9 @@ def test_a_fold_with_a_network(place, monkeypatch):
     metrics = json.loads((place.out / "fold_1" / "results" / "metrics.json").read_text())
     assert (metrics["split"], metrics["n_rasters"]) == ("held-out", 2)
     assert metrics["checkpoint"] == str(place.out / "fold_1" / "run" / "last.pth")
+    with open(place.out / "folds.csv", newline="", encoding="utf-8") as lines:
+        sites = [(row["city"], row["site"], row["fold"]) for row in csv.DictReader(lines)]
+    assert sites == [(city, "site3", "1") for city in CITIES]
+    pooled = json.loads((place.out / "metrics.json").read_text())
+    assert pooled["accuracy"] == metrics["accuracy"]
+    assert "fold" in (place.out / "report.html").read_text(encoding="utf-8")
