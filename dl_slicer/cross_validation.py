@@ -250,7 +250,7 @@ def say_results(out: Path) -> None:
     found = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     ends = found["accuracy_ci95"]
     interval = f" (95 %: {ends[0]:.4f} to {ends[1]:.4f})" if ends else ""
-    cli.say(f"\ntop-1 {found['accuracy']:.4f}{interval}; interval: {found['interval']}")
+    cli.say(f"\ntop-1 {found['accuracy']:.4f}{interval}\ninterval: {found['interval']}")
 
 
 if __name__ == "__main__":

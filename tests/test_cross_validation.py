@@ -116,7 +116,7 @@ def test_every_site_is_held_out_once(place, scripts, capsys):
     assert "2 cities of up to 3 sites; 3 folds\n" in said
     assert f"Aa (AAA){'site1':>25}{3:>20}{40:>9}{50.0:>12}  odd: low\n" in said
     assert said.count("site1 ") == 1
-    assert "top-1 0.7500 (95 %: 0.5000 to 0.9000); interval: over sites\n" in said
+    assert "top-1 0.7500 (95 %: 0.5000 to 0.9000)\ninterval: over sites\n" in said
     steps = ("preprocessing", "train", "test")
     assert scripts.calls == [(step, f"fold_{n}") for n in (1, 2, 3) for step in steps]
     assert scripts.tables == [["fold_1/results", "fold_2/results", "fold_3/results"]]
