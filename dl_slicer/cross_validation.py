@@ -16,6 +16,8 @@ per_city.csv, the confusion matrix, the resemblance of cities, and report.html.
 from __future__ import annotations
 
 import argparse
+import csv
+import json
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -174,10 +176,8 @@ def cross_validate(args: argparse.Namespace, rasters: Rasters) -> None:
     measured = [tables.Fold(fold.number, fold.results, fold.training_sites) for fold in plan]
     tables.write(out, measured)
     page = folds_page.write_folds_page(out)
-    cli.say(
-        f"\n{len(plan)} folds: {printable(out / 'folds.csv')}, and on one page, to be opened in"
-    )
-    cli.say(f"a browser:\n{page}")
+    say_results(out)
+    cli.say(f"on one page, to be opened in a browser:\n{page}")
 
 
 def open_book(args: argparse.Namespace) -> Ledger:
@@ -234,6 +234,23 @@ def make_fold(
     cli.say(f"\n{fold.name}: testing {printable(fold.checkpoint)}")
     planned_folds.test(fold, args.changed, has_cues, count)
     planned_folds.note_measured(fold, book, rasters, has_cues)
+
+
+def say_results(out: Path) -> None:
+    """Say what folds.csv and metrics.json say: each site's first result, and all together."""
+    with open(out / "folds.csv", newline="", encoding="utf-8") as lines:
+        rows = [row for row in csv.DictReader(lines) if row["first"] == "yes"]
+    cli.say(f"\n{'city':<28}{'site':<20}{'fold':>5}{'patches':>9}{'accuracy %':>12}")
+    for row in rows:
+        odd = f"  odd: {printable(row['odd'])}" if row["odd"] else ""
+        cli.say(
+            f"{printable(row['city']):<28}{printable(row['site']):<20}{row['fold']:>5}"
+            f"{row['patches']:>9}{100 * float(row['accuracy']):>12.1f}{odd}"
+        )
+    found = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    ends = found["accuracy_ci95"]
+    interval = f" (95 %: {ends[0]:.4f} to {ends[1]:.4f})" if ends else ""
+    cli.say(f"\ntop-1 {found['accuracy']:.4f}{interval}\ninterval: {found['interval']}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """python -m dl_slicer.cross_validation: folds, interrupted, gone on with, tidied and refused."""
 
+import csv
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,13 +17,20 @@ from dl_slicer.patch_sets import on_disk, tiling
 from dl_slicer.report import folds_page
 from dl_slicer.results import folds as tables
 from dl_slicer.results import plots
-from dl_slicer.training import planned_runs, processes
+from dl_slicer.training import planned_folds, planned_runs, processes
 
 CITIES = ("Aa (AAA)", "Bb (BBB)")
 READ_FLAGS = {
     "preprocessing.py": preprocessing.read_flags,
     "train_classification.py": train_classification.read_flags,
 }
+
+
+FOLDS = """city,site,fold,first,patches,accuracy,odd
+Aa (AAA),site1,3,yes,40,0.5,low
+Aa (AAA),site1,6,no,40,0.6,
+Bb (BBB),site2,1,yes,40,1.0,
+"""
 
 
 class Scripts:
@@ -60,19 +68,24 @@ class Scripts:
         names = ["last.pth"]
         if script == "test_classification.py":
             assert Path(flags[flags.index("--checkpoint") + 1]).is_file()
-            names = ["metrics.json", "predictions.csv", "logits.npy"]
+            names = planned_folds.RESULT_FILES
         out.mkdir(parents=True, exist_ok=True)
         for name in names:
             (out / name).touch()
 
     def write_tables(self, out, folds):
         self.tables.append([str(fold.results.relative_to(out)) for fold in folds])
+        (out / "folds.csv").write_text(FOLDS, encoding="utf-8")
+        found = {"accuracy": 0.75, "accuracy_ci95": [0.5, 0.9], "interval": "over sites"}
+        (out / "metrics.json").write_text(json.dumps(found))
 
-    def put_in_place(self, patch):
+    def put_in_place(self, patch, has_results=False):
+        """has_results: whether there are any to make tables of."""
         patch.setattr(processes, "check_flags", self.check_flags)
         patch.setattr(processes, "run_script", self.run_script)
-        patch.setattr(tables, "write", self.write_tables)
-        patch.setattr(folds_page, "write_folds_page", lambda out: out / "report.html")
+        if not has_results:
+            patch.setattr(tables, "write", self.write_tables)
+            patch.setattr(folds_page, "write_folds_page", lambda out: out / "report.html")
         patch.setattr(tiling, "ProcessPoolExecutor", Inline)
         patch.setattr(planned_runs, "count_processes", lambda device: 1)
 
@@ -97,8 +110,13 @@ def call(place, *own, after=("--arch", "resnet18", "--epochs", "1")):
     cross_validation.main([*words, "--", *after])
 
 
-def test_every_site_is_held_out_once(place, scripts):
+def test_every_site_is_held_out_once(place, scripts, capsys):
     call(place)
+    said = capsys.readouterr().out
+    assert "2 cities of up to 3 sites; 3 folds\n" in said
+    assert f"Aa (AAA){'site1':>25}{3:>20}{40:>9}{50.0:>12}  odd: low\n" in said
+    assert said.count("site1 ") == 1
+    assert "top-1 0.7500 (95 %: 0.5000 to 0.9000)\ninterval: over sites\n" in said
     steps = ("preprocessing", "train", "test")
     assert scripts.calls == [(step, f"fold_{n}") for n in (1, 2, 3) for step in steps]
     assert scripts.tables == [["fold_1/results", "fold_2/results", "fold_3/results"]]
@@ -258,7 +276,7 @@ def test_sites_by_place_and_raw_folders_that_cannot_be(place, scripts, tmp_path)
         for n in (1, 2, 3, 4):
             (flat / city / f"site{n}" / "2020.png").rename(flat / city / f"{n}.png")
             (flat / city / f"site{n}").rmdir()
-    rasters = cross_validation.planned_folds.Rasters(flat, place.out, sites=3)
+    rasters = planned_folds.Rasters(flat, place.out, sites=3)
     assert rasters.folds == 3
     assert rasters.train_sites(1, "half") == 2
     assert rasters.train_sites(1, "site") == 1
@@ -286,7 +304,7 @@ class RealScripts(Scripts):
 def test_a_fold_with_a_network(place, monkeypatch):
     monkeypatch.setattr(plots, "save_plot", lambda *_: None)  # half of the time
     scripts = RealScripts()
-    scripts.put_in_place(monkeypatch)
+    scripts.put_in_place(monkeypatch, has_results=True)
     after = ("--arch", "resnet18", "--weights", "none", "--epochs", "1", "--batch-size", "30")
     call(place, "--folds", 1, "--tidy", after=after)
     book = json.loads((place.out / "cross_validation.json").read_text())
@@ -294,3 +312,9 @@ def test_a_fold_with_a_network(place, monkeypatch):
     metrics = json.loads((place.out / "fold_1" / "results" / "metrics.json").read_text())
     assert (metrics["split"], metrics["n_rasters"]) == ("held-out", 2)
     assert metrics["checkpoint"] == str(place.out / "fold_1" / "run" / "last.pth")
+    with open(place.out / "folds.csv", newline="", encoding="utf-8") as lines:
+        sites = [(row["city"], row["site"], row["fold"]) for row in csv.DictReader(lines)]
+    assert sites == [(city, "site3", "1") for city in CITIES]
+    pooled = json.loads((place.out / "metrics.json").read_text())
+    assert pooled["accuracy"] == metrics["accuracy"]
+    assert "fold" in (place.out / "report.html").read_text(encoding="utf-8")

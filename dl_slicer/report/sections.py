@@ -311,12 +311,12 @@ def _which_site(patch_set: PatchSet | None) -> str:
     if patch_set is None or (patch_set.held_out, patch_set.val_from) == (1, "half"):
         return ""
     number = patch_set.held_out
-    place = "the last site" if number == 1 else f"site number {number}, counted from the last,"
+    place = "the last site" if number == 1 else f"site number {number}, counted from the last"
     origins = {
-        "half": "its left half for test, its right half for val",
-        "site": "whole for test; another site is val, in cities of three sites or more",
+        "half": "its left half is test, its right half val",
+        "site": "the whole of it is test, another site val, in cities of three sites or more",
     }
-    return f"{place} of each city, {origins[patch_set.val_from]}"
+    return f"of each city {place}: {origins[patch_set.val_from]}"
 
 
 def _train_sites(training_set: PatchSet | None) -> str:

@@ -20,7 +20,7 @@ PREPROCESS = "preprocessing.py"
 TRAIN = "train_classification.py"
 TEST = "test_classification.py"
 # Results are whole where these are there.
-RESULT_FILES = ("metrics.json", "predictions.csv", "logits.npy")
+RESULT_FILES = ("metrics.json", "predictions.csv", "logits.npy", "raster_sums.npz")
 REMOVED = "removed"  # a patch set that is being deleted
 
 

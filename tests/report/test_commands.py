@@ -7,6 +7,7 @@ import shlex
 import pytest
 from made_up_results import made_up
 
+from dl_slicer.report import sections
 from dl_slicer.report.commands import commands
 from dl_slicer.report.records import PatchSet
 from dl_slicer.report.result_files import read_results
@@ -79,13 +80,6 @@ def test_the_patch_set(run):
     )
 
 
-def test_which_site_is_held_out(run):
-    results = read_results(run / "test_b")
-    other = PatchSet("../raw", 480, 240, 224, 500, 3, 2, 1, 1, held_out=2, val_from="site")
-    first, *_ = commands(dataclasses.replace(results, training_set=other, patch_set=None))
-    assert " ".join(first).endswith(" --seed 3 --held-out 2 --val site")
-
-
 def test_flips_and_turns_at_the_test(run):
     results = read_results(run / "test_b")
     metrics = dataclasses.replace(results.metrics, tta=True)
@@ -146,6 +140,8 @@ def test_one_set_for_both_is_made_once(run):
             "--sites 3 --mosaic --allow-overlap --bands 1 2 3",
         ),
         ({"sites": None, "mosaic": False, "allow_overlap": False}, ""),
+        ({"held_out": 2, "val": "site"}, "--held-out 2 --val site"),
+        ({"held_out": 1, "val": "half"}, ""),
     ],
 )
 def test_how_the_rasters_of_a_set_were_seen(run, view, flags):
@@ -165,3 +161,23 @@ def test_how_the_rasters_of_a_set_were_seen(run, view, flags):
             f" --image-size 224 {flags}"
         ).rstrip()
     )
+
+
+def test_what_is_held_out_is_a_fact_of_the_training(run):
+    results = read_results(run / "test_b")
+    others = {
+        "held_out": {"held_out": 2, "val_from": "site"},
+        "train_sites": {"train_sites": 1},
+    }
+    said = {}
+    for name, values in others.items():
+        patch_set = PatchSet("../raw", 480, 240, 224, 500, 3, 2, 1, 1, **values)
+        changed = dataclasses.replace(results, patch_set=patch_set, training_set=patch_set)
+        said[name] = dict(sections.training(changed).facts)
+    assert said["held_out"]["Held out"] == (
+        "of each city site number 2, counted from the last: the whole of it is test, another site"
+        " val, in cities of three sites or more"
+    )
+    assert "Train sites" not in said["held_out"]
+    assert said["train_sites"]["Train sites"].startswith("at most 1 of each city")
+    assert "Held out" not in said["train_sites"]
