@@ -20,6 +20,7 @@ from dl_slicer.report.records import ConfusedPair, Confusion, Picture
 from dl_slicer.report.result_files import read_confusion, read_png
 
 TABLE = "folds.csv"
+ALL = "all"  # train sites
 METRICS = "metrics.json"
 ONCE_MORE = (
     "no whole tables of python -m dl_slicer.cross_validation ({}); run the same command again"
@@ -219,12 +220,16 @@ def _city(row: dict[str, str]) -> City:
 
 def _curve_point(row: dict[str, str]) -> CurvePoint:
     return CurvePoint(
-        training_sites=row["training_sites"],
+        training_sites=_training_sites(row["training_sites"]),
         folds=_count(row["folds"]),
         sites=_count(row["sites"]),
         accuracy=_share(row["accuracy"]),
         interval=_interval(row["low"], row["high"]),
     )
+
+
+def _training_sites(value: str) -> str:
+    return value if value == ALL else str(_count(value))
 
 
 def _neighbours(row: dict[str, str]) -> Neighbours:

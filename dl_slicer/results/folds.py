@@ -50,6 +50,7 @@ def write(out: Path, folds: Sequence[Fold]) -> None:
     replaced; metrics.json comes last. InputError names the results that are missing, damaged, or
     not of the same cities as those of the other folds.
     """
+    folds = sorted(folds, key=lambda fold: fold.number)
     whole = [fold for fold in folds if fold.training_sites is None]
     every = pooled_folds.read(whole)
     patches = every.only(pooled_folds.first_results(every))
