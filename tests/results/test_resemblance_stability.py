@@ -150,7 +150,7 @@ def test_twins_are_told_apart_and_cities_equally_far_are_not():
         features, city = scattered(orthogonal(3, 32, seed), 4, 0.3, seed)
         equal = stable_views.stability([sums_of_features(features, city)], draws=200)
         wrong += equal.by_features.told.count("yes")
-    assert wrong <= 4  # of 60
+    assert wrong <= 9  # of 60, of which 3 are to be expected
 
 
 def test_several_tests_have_features_of_their_own():
