@@ -32,6 +32,9 @@ SAMPLE = ("--cities", 7, "--twins", 3, 2, "--sites", 2, "--rasters", 5, "--size"
 SAMPLE += ("--light", 0.5, "--workers", 1)
 PATCHES = ("--patch-size", 240, "--stride", 120, "--image-size", 64, "--workers", 1)
 TRAINING = ("--arch", "resnet18", "--weights", "none", "--recipe", "robust", "--batch-size", 32)
+# Of made-up cities: three or five that are equally far from each other, three of five in one place,
+# two of five near each other.
+KINDS = ("three equally far", "five equally far", "one and the same", "twins")
 COLUMNS = (
     "seed",
     "accuracy",
@@ -117,7 +120,7 @@ def judge(stable: Stability) -> dict[str, float]:
 def simulate(repeats: int) -> Iterator[dict]:
     """Say how often made-up cities are told apart, by their rasters and by tests."""
     rng = np.random.default_rng(0)
-    for kind in ("equally far", "one and the same", "twins"):
+    for kind in KINDS:
         for rasters, tests in ((2, 1), (3, 1), (5, 1), (8, 1), (1, 3), (2, 3), (3, 5)):
             told = []
             right = []
@@ -135,25 +138,27 @@ def simulate(repeats: int) -> Iterator[dict]:
 
 
 def made_up(kind: str, rasters: int, tests: int, rng: np.random.Generator) -> list[RasterSums]:
-    """Make up tests of five cities of which the rasters' features scatter about the cities'.
+    """Make up tests of cities of one of KINDS, whose rasters' features scatter about the cities'.
 
-    Each test turns the features anew, and moves the cities a little, as another network does.
+    Each of several tests turns the features anew, and moves the cities a little, as another network
+    does.
     """
-    centres = np.linalg.qr(rng.normal(size=(32, 5)))[0].T
+    cities = 3 if kind == "three equally far" else 5
+    centres = np.linalg.qr(rng.normal(size=(32, cities)))[0].T
     if kind == "one and the same":
         centres[1:3] = centres[0]
     if kind == "twins":
         centres[1] = centres[0] + 0.3 * np.linalg.qr(rng.normal(size=(32, 1)))[0].T
-    city = np.repeat(np.arange(5), rasters)
+    city = np.repeat(np.arange(cities), rasters)
     found = []
     for _ in range(tests):
         seen = centres + 0.3 * rng.normal(size=centres.shape) / np.sqrt(32) * (tests > 1)
         features = seen[city] + 0.3 * rng.normal(size=(len(city), 32)) / np.sqrt(32)
         turn = np.linalg.qr(rng.normal(size=(32, 32)))[0]
-        confusion = np.eye(5, dtype=np.int64)[city]
+        confusion = np.eye(cities, dtype=np.int64)[city]
         found.append(
             RasterSums(
-                classes=list("ABCDE"),
+                classes=list("ABCDE")[:cities],
                 rasters=[f"{number}" for number in range(len(city))],
                 city=city,
                 patches=np.ones(len(city), np.int64),

@@ -17,6 +17,7 @@ from scipy import stats
 
 from dl_slicer.results import dendrogram, resemblance
 from dl_slicer.results.raster_sums import RasterSums
+from dl_slicer.results.resemblance import ONE_RASTER
 
 DRAWS = 1000  # a share of draws is then known to 1.6 % or better
 LEVEL = 0.95
@@ -24,7 +25,6 @@ VALUES_AT_A_TIME = 4_000_000  # of the drawn cities' mean features: 32 MB
 
 YES = "yes"
 NO = "no"
-ONE_RASTER = "one raster"  # of which nothing can be learned about other rasters
 COLUMNS = ("city", "neighbour", "confusion_share", "features_share")
 NOTHING = ""  # no neighbour, or no second one to tell the first from
 
