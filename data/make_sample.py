@@ -5,9 +5,11 @@ A pixel is 0.417 m wide, as in the published rasters.
     python data/make_sample.py
     python data/make_sample.py --cities 12 --rasters 2 --size 4800
     python data/make_sample.py --cities 12 --alike 4 --light 2
+    python data/make_sample.py --cities 4 --one-style --sensors city
 
-The first draws 6 cities x 3 sites x 1 raster of 2400 x 2400 pixels. The last is hard: three groups
-of four cities much alike, and other light at each site.
+The first draws 6 cities x 3 sites x 1 raster of 2400 x 2400 pixels. The third is hard: three groups
+of four cities much alike, and other light at each site. In the last nothing but the camera tells
+the cities apart: a network that does well on it has learned nothing about cities.
 
 Writes <out>/<City (CODE)>/<site>/<raster>.jpg, the layout that preprocessing.py reads. Files of
 the same names are written again, others are left alone. The same arguments give the same bytes
@@ -19,7 +21,8 @@ stands where on the raster as well. So asking for more cities, sites or rasters 
 the others. Light differs far more from site to site than the mean colour does from city to city:
 whoever wants to tell these cities apart has to look at what is built. With --alike N cities 1 to
 N, N + 1 to 2 N and so on share their kind of building, street pattern and roofs, and differ by
-little in all else.
+little in all else. Of --twins, --one-style and --sensors the truth is known too: which cities are
+one and the same, what alone differs, and at which sites the camera is another.
 """
 
 # The order in which random numbers are drawn decides the bytes: a statement that draws must not
@@ -281,6 +284,90 @@ def city_style(seed: int, city: int, alike: int = 1) -> Style:
         pools=rnd.choice([0, 0.03, 0.12]) if kind == "houses" else 0,
         water=rnd.choice(["river", "river", "canal", "none"]),
     )
+
+
+@dataclass(frozen=True)
+class Differences:
+    """How cities and sites differ, but for their numbers."""
+
+    alike: int = 1  # see city_style
+    light: float = 1.0  # see site_light
+    twins: tuple[int, ...] = ()  # how many cities are in each group that shares one style
+    one_style: str | None = None  # None: each has its own; see ONE_STYLE
+    sensors: str = "none"  # see SENSORS
+    sites: int = 2  # of each city
+
+
+USUAL = Differences()
+ONE_STYLE = ("same", "turned")  # nothing differs, or nothing but the direction of the streets
+SENSORS = ("none", "city", "site")
+ODD_SENSOR = 3.5  # times as strong as that of a city
+
+
+def first_twin(city: int, twins: Sequence[int]) -> int:
+    """Give the city by whose style one is drawn: the first of its group, else itself."""
+    start = 0
+    for count in twins:
+        if start <= city < start + count:
+            return start
+        start += count
+    return city
+
+
+def drawn_style(seed: int, city: int, how: Differences) -> Style:
+    """Give the style by which a city is drawn: its own, or another's where the truth is known.
+
+    With one style turned the streets of the cities differ by 10 degrees and more, and none by more
+    than 45: a flip, which training shows a network too, would turn those into one another.
+    """
+    if how.one_style is None:
+        return city_style(seed, first_twin(city, how.twins), how.alike)
+    style = city_style(seed, 0, how.alike)
+    if how.one_style == "turned":
+        return replace(style, angle=45 * (0.618034 * city % 1))
+    return style
+
+
+def odd_site(city: int, sites: int) -> int:
+    """Give the site of a city that has a sensor of its own with `--sensors site`; not the last."""
+    return city % (sites - 1)
+
+
+def sensor_of(seed: int, city: int, site: int, how: Differences) -> tuple[float, ...] | None:
+    """Give the sensor at a site as Pillow's matrix (3, 4) for red, green and blue; None: usual."""
+    if how.sensors == "none":
+        return None
+    if how.sensors == "city":
+        return sensor_matrix(seed, city, 1)
+    is_odd = site == odd_site(city, how.sites)
+    return sensor_matrix(seed, city, ODD_SENSOR if is_odd else 0)
+
+
+def sensor_matrix(seed: int, number: int, strength: float) -> tuple[float, ...]:
+    """Make a sensor that turns and shifts colours, as Pillow's matrix (3, 4).
+
+    It changes the two colour differences of JPEG (ITU-R BT.601: blue and red less the luma Y) and
+    leaves Y as it is: without colour nothing of it is left. Before that all sensors take the same
+    quarter of the contrast away, so that no shifted colour is cut off at 0 or 255. strength: of
+    turn and shift; 0: neither.
+    """
+    phase = math.tau * (0.618034 * number + random.Random(f"sensor {seed}").random())
+    turned = 0.25 * strength * math.sin(3 * phase)
+    shift = 14 * strength * np.array([0, math.cos(phase), math.sin(phase)])
+    to_ycc = np.array(
+        [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]]
+    )
+    turn_colours = np.array(
+        [
+            [1, 0, 0],
+            [0, math.cos(turned), -math.sin(turned)],
+            [0, math.sin(turned), math.cos(turned)],
+        ]
+    )
+    back = np.linalg.inv(to_ycc)
+    matrix = 0.75 * back @ turn_colours @ to_ycc
+    offset = back @ shift + 0.25 * 128
+    return tuple(np.column_stack([matrix, offset]).ravel().tolist())
 
 
 def sibling(style: Style, rnd: random.Random) -> Style:
@@ -1762,15 +1849,11 @@ def render(
     site: int,
     raster: int,
     px: int,
-    alike: int = 1,
-    strength: float = 1.0,
+    how: Differences = USUAL,
 ) -> Image.Image:
-    """One raster as an RGB image of px by px pixels. city, site, raster: their numbers from 0.
-
-    alike, strength: see city_style and site_light.
-    """
-    style = city_style(seed, city, alike)
-    light = site_light(seed, city, site, strength)
+    """One raster as an RGB image of px by px pixels. city, site, raster: their numbers from 0."""
+    style = drawn_style(seed, city, how)
+    light = site_light(seed, city, site, how.light)
     rnd = random.Random(f"raster {seed} {city} {site} {raster}")
     scene, bend = lay_out(rnd, style, light, px * METRES / 2)
     rng = np.random.default_rng(rnd.getrandbits(64))
@@ -1780,10 +1863,12 @@ def render(
         picture.paste(Image.fromarray(lighting.lit(first, pixels, shadow)), (0, first))
     mean = np.asarray(picture.reduce(8)).mean(axis=(0, 1)) / 255
     picture = picture.convert("RGB", saturation_matrix(light.vivid))
-    return picture.point(tone_curves(light, mean))
+    picture = picture.point(tone_curves(light, mean))
+    sensor = sensor_of(seed, city, site, how)
+    return picture if sensor is None else picture.convert("RGB", sensor)
 
 
-def write(path: Path, *what: float) -> None:
+def write(path: Path, *what: int | Differences) -> None:
     """Draw one raster and write it: what has the final name is complete.
 
     what: the arguments of render().
@@ -1857,11 +1942,51 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
         default=1.0,
         help="how much light and season differ between sites; 0 to 3",
     )
-    return parser.parse_args(argv)
+    add_truth(parser)
+    args = parser.parse_args(argv)
+    if args.twins == []:  # the flag without a number
+        args.twins = [2]
+    if sum(args.twins) > args.cities:
+        parser.error(
+            f"--twins: of {sum(args.twins)} cities, but there are {args.cities} (--cities)"
+        )
+    if args.one_style and args.twins:
+        parser.error("--twins: with --one-style all cities are twins already")
+    return args
+
+
+def add_truth(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of sets whose truth is known."""
+    known = parser.add_argument_group("sets whose truth is known")
+    known.add_argument(
+        "--twins",
+        type=number(least=2, most=100),
+        nargs="*",
+        default=(),
+        metavar="N",
+        help="draw the first two cities, or the first N, by one style, then the next N by one, and"
+        " so on: these differ in nothing",
+    )
+    known.add_argument(
+        "--one-style",
+        choices=ONE_STYLE,
+        nargs="?",
+        const=ONE_STYLE[0],
+        help="draw all cities by one style: they differ in nothing; turned: in nothing but the"
+        " direction of their streets",
+    )
+    known.add_argument(
+        "--sensors",
+        choices=SENSORS,
+        default=SENSORS[0],
+        help="city: each city's colours are those of a sensor of its own, at all its sites; site:"
+        " one site of each city, not the last, has a sensor of its own",
+    )
 
 
 def list_jobs(args: argparse.Namespace) -> list[tuple]:
     """The arguments of write() for each raster."""
+    how = Differences(args.alike, args.light, args.twins, args.one_style, args.sensors, args.sites)
     return [
         (
             args.out / name / f"site{site + 1:02d}" / f"{2020 + raster}.jpg",
@@ -1870,13 +1995,32 @@ def list_jobs(args: argparse.Namespace) -> list[tuple]:
             site,
             raster,
             args.size,
-            args.alike,
-            args.light,
+            how,
         )
         for city, name in enumerate(city_names(args.cities))
         for site in range(args.sites)
         for raster in range(args.rasters)
     ]
+
+
+def describe_truth(args: argparse.Namespace) -> Iterator[str]:
+    """Say what is known of how the cities differ, a line a fact."""
+    names = city_names(args.cities)
+    start = 0
+    for count in args.twins:
+        *others, last = names[start : start + count]
+        start += count
+        yield f"drawn alike on purpose: {', '.join(others)} and {last}"
+    if args.one_style == "same":
+        yield "all cities are drawn by one style: what is built does not tell them apart"
+    if args.one_style == "turned":
+        yield "all cities are drawn by one style and differ by the direction of their streets alone"
+    if args.sensors == "city":
+        yield "each city has a sensor of its own, the same at all its sites"
+    if args.sensors == "site":
+        yield "these sites have a sensor of their own:"
+        for city, name in enumerate(names):
+            yield f"  {name}/site{odd_site(city, args.sites) + 1:02d}"
 
 
 def draw_all(jobs: list[tuple], workers: int) -> None:
@@ -1936,6 +2080,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{len(jobs)} rasters of {args.size} x {args.size} pixels in {printable(args.out)},"
         f" {time.time() - start:.0f} s"
     )
+    for line in describe_truth(args):
+        print(line)
 
 
 if __name__ == "__main__":

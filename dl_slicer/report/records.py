@@ -82,6 +82,14 @@ class Confusion:
 
 
 @dataclass(frozen=True)
+class HowSure:
+    """What draws of the rasters say of the first neighbour of a city in a view."""
+
+    share: float | None = None  # of the draws in which it came first
+    told_apart: str = ""  # from all others: yes, no, one raster; "": not known, or no neighbour
+
+
+@dataclass(frozen=True)
 class Neighbours:
     """A row of nearest.csv: at most three cities by either view, the nearest first."""
 
@@ -89,6 +97,8 @@ class Neighbours:
     by_confusion: list[str]
     by_features: list[str]
     views: str
+    confusion_sure: HowSure = HowSure()
+    features_sure: HowSure = HowSure()
 
 
 @dataclass(frozen=True)

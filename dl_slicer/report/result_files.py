@@ -28,6 +28,7 @@ from dl_slicer.report.records import (
     ConfusedPair,
     Confusion,
     Epoch,
+    HowSure,
     Metrics,
     Neighbours,
     Pair,
@@ -195,7 +196,22 @@ def _neighbours(row: dict[str, str]) -> Neighbours:
     def three(view: str) -> list[str]:
         return [city for i in (1, 2, 3) if (city := row[f"{view}_{i}"])]
 
-    return Neighbours(row["city"], three("confusion"), three("features"), row["views"])
+    return Neighbours(
+        row["city"],
+        three("confusion"),
+        three("features"),
+        row["views"],
+        _how_sure(row, "confusion"),
+        _how_sure(row, "features"),
+    )
+
+
+def _how_sure(row: dict[str, str], view: str) -> HowSure:
+    """Read what results of before do not say."""
+    told = row.get(f"{view}_told_apart") or ""
+    if told not in ("", "yes", "no", "one raster"):
+        raise ValueError(f"{view}_told_apart: {told!r}")
+    return HowSure(optional(number, row.get(f"{view}_1_share") or ""), told)
 
 
 def _pair(row: dict[str, str]) -> Pair:

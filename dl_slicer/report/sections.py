@@ -6,6 +6,7 @@ A new section is a function here, its line in `sections`, and its template.
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +132,16 @@ def confusions(results: Results) -> Confusions | None:
 
 
 @dataclass(frozen=True)
+class Sureness:
+    """How many cities have a nearest one, by features, that draws of the rasters tell apart."""
+
+    told: int  # cities
+    not_told: int
+    one_raster: int  # cities of which that cannot be known
+    patches_as_rasters: bool  # it is not known which patches are of one raster
+
+
+@dataclass(frozen=True)
 class Resemblance:
     """The pairs that are alike most by either view, and where the views disagree."""
 
@@ -138,6 +149,7 @@ class Resemblance:
     by_confusion: Pair | None
     disagreeing: list[str]  # their labels
     more_disagreeing: int  # than are named
+    sure: Sureness | None
     rows: list[Neighbours]
     picture: Picture | None
     wide_picture: bool
@@ -153,9 +165,23 @@ def resemblance(results: Results) -> Resemblance | None:
         by_confusion=_largest(results.pairs, lambda pair: pair.confusion),
         disagreeing=disagreeing[:MOST_DISAGREEING],
         more_disagreeing=len(disagreeing[MOST_DISAGREEING:]),
+        sure=_sureness(results),
         rows=results.neighbours,
         picture=results.similarity,
         wide_picture=len(results.neighbours) > MOST_CITIES_IN_A_NARROW_PICTURE,
+    )
+
+
+def _sureness(results: Results) -> Sureness | None:
+    """Count what is told apart; None for results of before draws were made."""
+    counts = Counter(row.features_sure.told_apart for row in results.neighbours)
+    if set(counts) == {""}:
+        return None
+    return Sureness(
+        told=counts["yes"],
+        not_told=counts["no"],
+        one_raster=counts["one raster"],
+        patches_as_rasters=results.metrics.n_rasters == results.metrics.n,
     )
 
 

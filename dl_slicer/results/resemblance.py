@@ -13,6 +13,7 @@ from scipy import stats
 if TYPE_CHECKING:  # that module imports this one
     from dl_slicer.results.resemblance_stability import Stability
 
+ONE_RASTER = "one raster"  # of which nothing can be learned about other rasters
 NAMED = 3  # nearest cities that nearest.csv names in each view
 
 
@@ -152,10 +153,11 @@ def _name_nearest(view: str, ranked: list[int], classes: Sequence[str]) -> dict[
 def _how_sure(view: str, city: int, ranked: list[int], stable: "Stability") -> dict:
     """Columns <view>_1_share and <view>_told_apart, empty where there is no neighbour."""
     found = stable.by_confusion if view == "confusion" else stable.by_features
-    known = bool(ranked) and stable.draws > 0 and not stable.single[city]
+    told = found.told[city] if ranked else ""
+    known = bool(ranked) and stable.draws > 0 and told != ONE_RASTER
     return {
         f"{view}_1_share": float(found.shares[city, ranked[0]]) if known else None,
-        f"{view}_told_apart": found.told[city] if ranked else "",
+        f"{view}_told_apart": told,
     }
 
 

@@ -169,6 +169,9 @@ def test_a_larger_sample_made_before_is_mentioned(sample):
         "--alike 0",
         "--light 4",
         "--colour red",
+        "--twins 1",
+        "--one-style red",
+        "--sensors red",
     ],
 )
 def test_bad_arguments(flags, tmp_path, capsys):
@@ -332,6 +335,93 @@ def test_light_differs_more_between_sites_than_colour_between_cities():
     between = mean.mean(axis=1).var(axis=0, ddof=1)
     assert (sites * between / within < 1).all(), (within, between)
     assert (np.sqrt(within) > 5).all()  # grey levels: the light does differ
+
+
+# Means of nine parts of rasters as they were drawn before there were twins, styles and sensors.
+BEFORE = {
+    (0, 0, 0, 0): [[99.0, 98.0, 92.0], [105.0, 116.3, 110.0], [103.7, 108.0, 107.3]],
+    (3, 4, 1, 1): [[108.3, 114.0, 104.7], [115.0, 120.0, 109.3], [122.3, 122.7, 109.0]],
+}
+OF_THE_HARD_SAMPLE = [[132.0, 148.0, 130.7], [149.7, 152.7, 141.3], [147.0, 135.3, 142.3]]
+
+
+def parts(picture):
+    """The mean of all channels in each of 3 x 3 parts of a picture."""
+    return np.asarray(picture.resize((3, 3), Image.BOX)).mean(2)
+
+
+def test_without_the_flags_the_same_is_drawn_as_before():
+    for numbers, expected in BEFORE.items():
+        np.testing.assert_allclose(parts(make_sample.render(*numbers, 480)), expected, atol=0.5)
+    hard = make_sample.Differences(alike=4, light=2.0)
+    drawn = make_sample.render(0, 5, 1, 0, 480, hard)
+    np.testing.assert_allclose(parts(drawn), OF_THE_HARD_SAMPLE, atol=0.5)
+
+
+def test_twins_have_one_style_and_others_their_own(tmp_path):
+    style = make_sample.city_style
+    how = make_sample.Differences(twins=(3, 2))
+    drawn = [make_sample.drawn_style(0, city, how) for city in range(7)]
+    expected = [style(0, city) for city in (0, 0, 0, 3, 3, 5, 6)]
+    assert drawn == expected
+    done = run(tmp_path, *["--cities", "3", "--sites", "2", "--twins", "--workers", "1"])
+    names = make_sample.city_names(3)
+    assert f"drawn alike on purpose: {names[0]} and {names[1]}\n" in done.stdout
+    assert names[2] not in done.stdout
+
+
+def test_more_twins_than_cities_and_twins_of_one_style_are_refused(tmp_path):
+    done = run(tmp_path, "--cities", "4", "--twins", "3", "2")
+    said_in_one_line(done, 2, "--twins", "5 cities", "there are 4")
+    done = run(tmp_path, "--one-style", "--twins")
+    said_in_one_line(done, 2, "--twins", "--one-style")
+
+
+def test_one_style_differs_in_nothing_or_in_the_direction_alone():
+    same = make_sample.Differences(one_style="same")
+    assert len({repr(make_sample.drawn_style(0, city, same)) for city in range(5)}) == 1
+    turned = make_sample.Differences(one_style="turned")
+    styles = [make_sample.drawn_style(0, city, turned) for city in range(4)]
+    angles = sorted(style.angle for style in styles)
+    assert angles[0] >= 0
+    assert angles[-1] <= 45
+    assert min(np.diff(angles)) > 10
+    assert len({repr(make_sample.replace(style, angle=0)) for style in styles}) == 1
+
+
+def without_colour(picture):
+    """The luma (H, W) of ITU-R BT.601."""
+    return np.asarray(picture, float) @ (0.299, 0.587, 0.114)
+
+
+def test_sensors_change_colours_and_nothing_else():
+    """Without colour a raster is what the usual sensor makes of it, to the rounding of bytes."""
+    sensors = make_sample.Differences(sensors="city", one_style="same")
+    for city, site in ((0, 0), (1, 2), (3, 1)):
+        plain = make_sample.render(5, city, site, 0, 480, make_sample.Differences(one_style="same"))
+        drawn = make_sample.render(5, city, site, 0, 480, sensors)
+        expected = 0.75 * without_colour(plain) + 32
+        difference = np.abs(without_colour(drawn) - expected)
+        assert np.quantile(difference, 0.999) < 1.5
+        moved = np.asarray(drawn, float).mean((0, 1)) - (
+            0.75 * np.asarray(plain, float).mean((0, 1)) + 32
+        )
+        assert np.abs(moved).max() > 8  # grey levels
+    of_two_sites = [make_sample.sensor_of(5, 1, site, sensors) for site in (0, 1)]
+    assert of_two_sites[0] == of_two_sites[1] != make_sample.sensor_of(5, 2, 0, sensors)
+
+
+def test_one_site_of_each_city_has_a_sensor_of_its_own_and_it_is_not_the_last(tmp_path):
+    how = make_sample.Differences(sensors="site", sites=3)
+    usual = make_sample.sensor_matrix(0, 0, 0)
+    for city in range(5):
+        odd = [make_sample.sensor_of(0, city, site, how) != usual for site in range(3)]
+        assert sum(odd) == 1
+        assert not odd[-1]
+        assert odd[make_sample.odd_site(city, 3)]
+    done = run(tmp_path, *["--cities", "2", "--sites", "3", "--sensors", "site", "--workers", "1"])
+    first, second = make_sample.city_names(2)
+    assert f"sensor of their own:\n  {first}/site01\n  {second}/site02\n" in done.stdout
 
 
 def test_neighbouring_cities_are_built_differently():

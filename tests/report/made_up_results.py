@@ -82,18 +82,24 @@ def write_per_city(out, cities, matrix, rasters, intervals):
     write_rows(out / "per_city.csv", columns, rows)
 
 
+VIEWS = ("confusion", "features")
+
+
 def write_resemblance(out, cities, matrix):
     k = len(cities)
     views = ("agree", "disagree", "no confusions")
-    columns = [f"{view}_{i}" for view in ("confusion", "features") for i in (1, 2, 3)]
+    columns = [f"{view}_{i}" for view in VIEWS for i in (1, 2, 3)]
     nearest = []
     for i, city in enumerate(cities):
         by_confusion = (cities[most_confused(matrix, i)], "", "")
         by_features = (cities[(i + 1) % k], "", "")
-        nearest.append((city, city_code(city), *by_confusion, *by_features, None, views[i % 3]))
-    write_rows(
-        out / "nearest.csv", ("city", "code", *columns, "rank_correlation", "views"), nearest
-    )
+        sure = (0.9, "yes", 0.61, ("no", "yes", "one raster")[i % 3])
+        nearest.append(
+            (city, city_code(city), *by_confusion, *by_features, None, views[i % 3], *sure)
+        )
+    columns += ["rank_correlation", "views"]
+    columns += [f"{view}_{what}" for view in VIEWS for what in ("1_share", "told_apart")]
+    write_rows(out / "nearest.csv", ("city", "code", *columns), nearest)
     pairs = ((cities[i], cities[j], 0.01 * i, 0.5) for i in range(k) for j in range(i + 1, k))
     write_rows(out / "similarity.csv", ("a", "b", "confusion", "features"), pairs)
 

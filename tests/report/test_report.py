@@ -151,7 +151,7 @@ def test_a_city_without_patches(tmp_path):
             header, *rows = csv.reader(lines)
         empty = {
             "per_city.csv": ["Bb", "Bb", 0, 0, "", "", "", "none: no patches", "", "", "", ""],
-            "nearest.csv": ["Bb", "Bb", *[""] * 7, "no patches"],
+            "nearest.csv": ["Bb", "Bb", *[""] * 7, "no patches", *[""] * 4],
             "confusion_matrix.csv": ["Bb", 0, 0, 0],
         }.get(name)
         write_rows(
@@ -164,6 +164,29 @@ def test_a_city_without_patches(tmp_path):
     assert "Without patches here: <bdi>Bb</bdi>" in text
     assert 'id="city-2"' in text
     assert 'id="city-1"' not in text
+
+
+def test_how_sure_a_nearest_city_is(tmp_path):
+    """Of seven cities the first, fourth and seventh are not told apart, see made_up_results.py."""
+    file = made_up(tmp_path / "test", [f"C{i}" for i in range(7)], pictures=False)
+    words = check(file).words()
+    assert "How sure this is." in words
+    assert "2 cities have a nearest city, by features, that is told apart" in words
+    assert "Of 3 cities the nearest is not told apart" in words
+    assert "Of 2 cities it cannot be known" in words
+    assert words.count("first in 61.0 % of draws, not told apart") == 3
+    assert words.count("first in 90.0 % of draws") == 7
+
+
+def test_results_of_before_say_nothing_of_how_sure_a_nearest_city_is(tmp_path):
+    file = made_up(tmp_path / "test", ["Aa", "Bb", "Cc"], pictures=False)
+    table = file.with_name("nearest.csv")
+    lines = table.read_text(encoding="utf-8").splitlines()
+    table.write_text("".join(line.rsplit(",", 4)[0] + "\n" for line in lines), encoding="utf-8")
+    words = check(write_report(file.parent)).words()
+    assert "Which cities resemble each other" in words
+    assert "How sure this is" not in words
+    assert "of draws" not in words
 
 
 def test_training_figures_are_told_from_test_figures(tmp_path):

@@ -125,6 +125,7 @@ def test_a_missing_key_is_named(results):
         ("per_city.csv", "f1", "f2", "it has no f1"),
         ("confusion_matrix.csv", "Bb (BBB),", "", "rows and columns"),
         ("nearest.csv", "features_3", "features_4", "it has no features_3"),
+        ("nearest.csv", "yes", "perhaps", "told_apart: 'perhaps'"),
         ("similarity.csv", "0.5", "half", "line 2"),
         ("portraits/portraits.csv", "0.987654", "1/2", "line 2"),
         ("portraits/portraits.csv", "typical", "usual", "unknown role"),
