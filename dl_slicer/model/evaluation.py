@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -162,34 +163,59 @@ def _of_all_batches(
 
     None if stop() said True.
     """
+
+    def answer_normalised(images: Tensor, labels: Tensor, place: slice) -> tuple[Tensor, ...]:
+        return answer(transforms.normalise(images, setup.mean, setup.std), labels)
+
     model.eval()
+    return of_batches(patch_set, setup, answer_normalised, widths, desc=desc, stop=stop)
+
+
+def of_batches(
+    patch_set: PatchSet,
+    setup: Setup,
+    answer: Callable[[Tensor, Tensor, slice], tuple[Tensor, ...]],
+    widths: Sequence[int],
+    rows: range | np.ndarray | None = None,
+    desc: str = "evaluating",
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Tensor] | None:
+    """Put what answer(images, labels, place) gives of patches into one tensor (N, width) a result.
+
+    images: uint8 (n, size, size, 3), labels: int64 (n,), both on the device; place: where these
+    patches stand among the N. rows: the numbers of the N patches, which are read from files then: a
+    few of very many need not bring all onto a GPU; None: all patches. Float32 on the CPU; None if
+    stop() said True.
+    With several processes each computes every WORLD-th batch and all get the whole.
+    """
+    storage = None if rows is None else "files"
+    rows = range(len(patch_set)) if rows is None else rows
     device = setup.device
     size = batch_size(device)
-    starts = range(0, len(patch_set), size)
-    order = [range(start, min(start + size, len(patch_set))) for start in starts]
-    batches = batching.batches(patch_set, order[RANK::WORLD], device, setup.workers)
-    results = [torch.zeros(len(patch_set), width, device=device) for width in widths]
+    places = [slice(first, min(first + size, len(rows))) for first in range(0, len(rows), size)]
+    own = [rows[place] for place in places[RANK::WORLD]]
+    batches = batching.batches(patch_set, own, device, setup.workers, storage)
+    results = [torch.zeros(len(rows), width, device=device) for width in widths]
     with (
         torch.inference_mode(),
         devices.autocast(device, setup.dtype),
         devices.explain_out_of_memory(size),
         tqdm(
-            total=len(patch_set),
+            total=len(rows),
             desc=desc,
             unit=" patches",
             disable=None if RANK == 0 else True,
             leave=False,
         ) as bar,
     ):
-        for turn in range(0, len(order), WORLD):
-            has_a_batch = turn + RANK < len(order)  # in the last turn only some processes have one
+        for turn in range(0, len(places), WORLD):
+            has_a_batch = turn + RANK < len(places)  # in the last turn only some processes do
             if has_a_batch:
-                batch = order[turn + RANK]
+                place = places[turn + RANK]
                 images, labels = next(batches)
-                images = transforms.normalise(images, setup.mean, setup.std)
-                for result, rows in zip(results, answer(images, labels), strict=True):
-                    result[batch.start : batch.stop] = rows
-            bar.update(sum(len(batch) for batch in order[turn : turn + WORLD]))
+                for result, found in zip(results, answer(images, labels, place), strict=True):
+                    result[place] = found
+            bar.update(sum(place.stop - place.start for place in places[turn : turn + WORLD]))
             if stop():
                 return None
     # A patch's rows are 0 in all processes but one.
