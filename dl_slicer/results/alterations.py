@@ -39,9 +39,7 @@ def level_channels(images: Tensor, mean: Sequence[float], spread: Sequence[float
     colours 0 .. 1. What results may leave 0 .. 1, so that mean and spread are exactly those.
     """
     means, spreads = transforms.constants(images.device, tuple(mean), tuple(spread))
-    flat = images.flatten(2)
-    own_mean = flat.mean(2)[:, :, None, None]
-    own_spread = flat.std(2, correction=0)[:, :, None, None]
+    own_spread, own_mean = torch.std_mean(images, (2, 3), correction=0, keepdim=True)
     gain = torch.where(own_spread > 1e-6, spreads[:, None, None] / own_spread, 0.0)
     return (images - own_mean) * gain + means[:, None, None]
 

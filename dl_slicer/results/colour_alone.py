@@ -14,16 +14,16 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from dl_slicer.results.train_samples import Sample, equal_classes
+from dl_slicer.results import refitting
+from dl_slicer.results.train_samples import Sample
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BINS = 8  # a channel
 WIDTH = 3 + 3 + 3 * len(QUANTILES) + 3 + BINS**3
-MOST_PATCHES = 20_000  # of train, all cities together: 43 MB of numbers
-MOST_TO_CHOOSE = 5_000  # of these, to choose the penalty with
+FEWEST_A_CITY = 200  # patches of train, if a city has so many
+MOST_PATCHES = 10_000  # of train, all cities together: 21 MB of numbers
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # of the mean loss
-STEPS = 300
-CHOOSING_STEPS = 60
+STEPS = 200
 
 
 def describe_colours(images: Tensor) -> Tensor:
@@ -96,7 +96,8 @@ class ColourModel(NamedTuple):
 
     def classify(self, colours: np.ndarray) -> np.ndarray:
         """Give the class number of each patch, int64 (n,), by its colours (n, 536)."""
-        return self.regression.predict((colours - self.mean) / self.scale)
+        standardised = ((colours - self.mean) / self.scale).astype(np.float32)
+        return self.regression.predict(standardised)
 
 
 def fit(colours: np.ndarray, sample: Sample) -> ColourModel:
@@ -110,40 +111,16 @@ def fit(colours: np.ndarray, sample: Sample) -> ColourModel:
     mean = colours.mean(0)
     scale = colours.std(0)
     scale = np.where(scale > 1e-6, scale, 1)
-    standardised = (colours - mean) / scale
-    penalty = PENALTIES[-2]
-    if sample.choices > 1:
-        penalty = _choose(standardised, sample)
-    regression = _regress(standardised, sample.labels, penalty, STEPS)
+    standardised = ((colours - mean) / scale).astype(np.float32)
+    classes = int(sample.labels.max()) + 1
+    penalty = refitting.choose_penalty(torch.from_numpy(standardised), sample, classes, PENALTIES)
+    regression = _regress(standardised, sample.labels, penalty)
     return ColourModel(mean, scale, regression, penalty, sample.units if sample.choices > 1 else "")
 
 
-def _choose(standardised: np.ndarray, sample: Sample) -> float:
-    step = -(-len(standardised) // MOST_TO_CHOOSE)  # rounded up
-    some = standardised[::step]
-    labels = sample.labels[::step]
-    choice = sample.choice[::step]
-    losses = np.zeros(len(PENALTIES))
-    for number in range(sample.choices):
-        is_left_out = choice == number
-        known = np.isin(labels, labels[~is_left_out])
-        judged = is_left_out & known
-        if not judged.any() or len(np.unique(labels[~is_left_out])) < 2:
-            continue
-        weights = equal_classes(labels, judged)[judged]
-        for k, penalty in enumerate(PENALTIES):
-            fitted = _regress(some[~is_left_out], labels[~is_left_out], penalty, CHOOSING_STEPS)
-            log_likely = fitted.predict_log_proba(some[judged])
-            own = np.searchsorted(fitted.classes_, labels[judged])
-            losses[k] -= (weights * log_likely[np.arange(len(own)), own]).sum()
-    return PENALTIES[int(losses.argmin())]
-
-
-def _regress(
-    standardised: np.ndarray, labels: np.ndarray, penalty: float, steps: int
-) -> LogisticRegression:
+def _regress(standardised: np.ndarray, labels: np.ndarray, penalty: float) -> LogisticRegression:
     regression = LogisticRegression(
-        C=1 / (penalty * len(labels)), class_weight="balanced", max_iter=steps, tol=1e-4
+        C=1 / (penalty * len(labels)), class_weight="balanced", max_iter=STEPS, tol=1e-4
     )
     with warnings.catch_warnings():
         # After so many steps the classes no longer change but for a few patches.

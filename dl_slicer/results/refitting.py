@@ -51,9 +51,7 @@ def fit_last_layer(
     scale, mean = torch.std_mean(features, 0, correction=0)
     scale = torch.where(scale > 1e-6 * (1 + mean.abs()), scale, 1.0)
     features = (features - mean) / scale
-    penalty = penalties[-2:][0]
-    if sample.choices > 1:
-        penalty = _choose(features, labels, sample, classes, penalties)
+    penalty = choose_penalty(features, sample, classes, penalties)
     everything = equal_classes(sample.labels, np.ones(len(sample.labels), bool))
     points = minimise(features, labels, _on(device, everything[:, None]), [penalty], classes, STEPS)
     weight = points[0, :-1] / scale[:, None]
@@ -64,14 +62,21 @@ def _on(device: torch.device, array: np.ndarray) -> Tensor:
     return torch.from_numpy(array.astype(np.float32)).to(device)
 
 
-def _choose(
-    features: Tensor, labels: Tensor, sample: Sample, classes: int, penalties: Sequence[float]
+def choose_penalty(
+    features: Tensor, sample: Sample, classes: int, penalties: Sequence[float]
 ) -> float:
-    """Give the penalty under which patches that are left out are told best."""
+    """Give the penalty under which patches of train sites that are left out are told best.
+
+    features: float32 (n, D), standardised, of the sample's patches. Least loss, the mean over what
+    is left out together; each city counts the same. The last but one where nothing can be left out.
+    """
+    if sample.choices < 2:
+        return penalties[-2:][0]
     left_out = [sample.choice == number for number in range(sample.choices)]
     fitted = [equal_classes(sample.labels, ~each) for each in left_out]
     judged = [equal_classes(sample.labels, each) for each in left_out]
     repeated = len(penalties)
+    labels = torch.from_numpy(sample.labels).to(features.device)
     weights = _on(features.device, np.repeat(np.stack(fitted, 1), repeated, 1))
     judges = _on(features.device, np.repeat(np.stack(judged, 1), repeated, 1))
     all_penalties = list(penalties) * sample.choices
