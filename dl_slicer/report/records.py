@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from dl_slicer.cities import city_code, labels
+from dl_slicer.report.cues_files import Cues
 
 # Which patches of a city a portrait shows. The second and fourth stand in where there are none of
 # the first and third.
@@ -186,6 +187,8 @@ class Results:
     log: list[Epoch]
     patch_set: PatchSet | None  # that was measured on
     training_set: PatchSet | None
+    cues: Cues | None = None  # with --cues
+    cues_picture: Picture | None = None
 
     @cached_property
     def _labels(self) -> dict[str, str]:

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dl_slicer.report.cues_files import read_cues
 from dl_slicer.report.file_reading import (
     ends,
     if_there,
@@ -71,6 +72,8 @@ def read_results(folder: Path, run_folder: str | Path | None = None) -> Results:
         log=if_there(run / "log.csv", read_table, _epoch, DO_WITHOUT) or [],
         patch_set=_read_patch_set(metrics.data),
         training_set=_read_patch_set(training.data) if training and training.data else None,
+        cues=if_there(folder / "cues.csv", read_cues),
+        cues_picture=if_there(folder / "cues.png", _read_png),
     )
 
 

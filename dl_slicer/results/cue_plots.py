@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from dl_slicer.results.plots import GREY, INK, save_plot
@@ -32,8 +33,9 @@ def draw_cues(path: Path, rows: Sequence[dict], controls: Mapping) -> None:
     """
     as_it_is, *altered = rows
     figure, axes = plt.subplots(figsize=(7.4, 0.36 * len(altered) + 2.6), layout="constrained")
-    _draw_reference(axes, as_it_is["accuracy"], SHOWN)
-    _draw_reference(axes, as_it_is["refitted_accuracy"], REFITTED)
+    # Dashes between dashes, since both are often the same.
+    _draw_reference(axes, as_it_is["accuracy"], SHOWN, 0)
+    _draw_reference(axes, as_it_is["refitted_accuracy"], REFITTED, 4)
     labels = []
     for y, row in enumerate(altered):
         _draw_point(axes, y - APART, row, "", as_it_is["accuracy"], SHOWN, "o")
@@ -58,8 +60,9 @@ def _name(row: Mapping) -> str:
     return NAMES[row["altered"]]
 
 
-def _draw_reference(axes: Axes, accuracy: float, colour: str) -> None:
-    axes.axvline(100 * accuracy, color=colour, linestyle="--", linewidth=1, zorder=1)
+def _draw_reference(axes: Axes, accuracy: float, colour: str, first: int) -> None:
+    dashes = (first, (4, 4))
+    axes.axvline(100 * accuracy, color=colour, linestyle=dashes, linewidth=1, zorder=1)
 
 
 def _draw_point(
@@ -68,7 +71,7 @@ def _draw_point(
     low = row[f"{prefix}low"]
     high = row[f"{prefix}high"]
     if low is not None:
-        ends = [100 * (as_it_is + low), 100 * (as_it_is + high)]
+        ends = [100 * min(1, max(0, as_it_is + end)) for end in (low, high)]
         axes.plot(ends, [y, y], color=colour, linewidth=1.4, zorder=2)
     axes.plot(100 * row[f"{prefix}accuracy"], y, marker, color=colour, markersize=5, zorder=3)
 
@@ -88,8 +91,10 @@ def _draw_controls(axes: Axes, first: int, controls: Mapping) -> list[str]:
     return ["colour alone, no network", "sites exchanged: median, 95th; 1/K (x)"]
 
 
-def _legend() -> list[Patch]:
+def _legend() -> list[Patch | Line2D]:
     return [
-        Patch(color=SHOWN, label="the network as it is (dashed: patches as they are)"),
+        Patch(color=SHOWN, label="the network as it is"),
         Patch(color=REFITTED, label="last layer fitted anew for such patches"),
+        Line2D([], [], color=GREY, linestyle=(0, (4, 4)), label="patches as they are"),
+        Line2D([], [], color=GREY, label="95 % interval of the difference from these"),
     ]
