@@ -83,6 +83,8 @@ def read_cues(path: Path) -> Cues:
     rows = read_table(path, _row, TEST_AGAIN)
     if len(rows) < 2 or rows[0].altered != "unaltered":
         raise refusal(path, TEST_AGAIN, "it does not begin with the patches as they are")
+    if any(None in (row.shown.difference, row.refitted.difference) for row in rows[1:]):
+        raise refusal(path, TEST_AGAIN, "a row has no difference")
     return read_json(path.with_name("controls.json"), lambda found: _cues(rows, found), TEST_AGAIN)
 
 

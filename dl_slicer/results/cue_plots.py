@@ -32,7 +32,7 @@ def draw_cues(path: Path, rows: Sequence[dict], controls: Mapping) -> None:
     Below all: colour alone, and what exchanged names of sites give.
     """
     as_it_is, *altered = rows
-    figure, axes = plt.subplots(figsize=(7.4, 0.36 * len(altered) + 2.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(5.6, 0.36 * len(altered) + 2.8), layout="constrained")
     # Dashes between dashes, since both are often the same.
     _draw_reference(axes, as_it_is["accuracy"], SHOWN, 0)
     _draw_reference(axes, as_it_is["refitted_accuracy"], REFITTED, 4)
@@ -50,7 +50,7 @@ def draw_cues(path: Path, rows: Sequence[dict], controls: Mapping) -> None:
         axes.axhline(y, color="#dddddd", linewidth=0.5, zorder=0)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    figure.legend(handles=_legend(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    figure.legend(handles=_legend(), loc="outside lower center", frameon=False, fontsize=9)
     save_plot(path, figure)
 
 
@@ -88,7 +88,7 @@ def _draw_controls(axes: Axes, first: int, controls: Mapping) -> list[str]:
     axes.plot(ends, [first + 1, first + 1], color=GREY, linewidth=1.4)
     axes.plot(ends, [first + 1, first + 1], "|", color=GREY, markersize=9, markeredgewidth=2)
     axes.plot(100 * exchanged["chance"], first + 1, "x", color=INK, markersize=6)
-    return ["colour alone, no network", "sites exchanged: median, 95th; 1/K (x)"]
+    return ["colour alone, no network", "sites exchanged, 1/K (x)"]
 
 
 def _legend() -> list[Patch | Line2D]:
@@ -97,4 +97,5 @@ def _legend() -> list[Patch | Line2D]:
         Patch(color=REFITTED, label="last layer fitted anew for such patches"),
         Line2D([], [], color=GREY, linestyle=(0, (4, 4)), label="patches as they are"),
         Line2D([], [], color=GREY, label="95 % interval of the difference from these"),
+        Line2D([], [], color=GREY, marker="|", label="sites exchanged: median, 95th percentile"),
     ]
