@@ -157,7 +157,6 @@ class Alteration(NamedTuple):
 
     name: str  # as cues.csv calls it
     alter: Callable[..., Tensor]  # (images), or (images, drawn) where something is drawn
-    parameter: float | None = None
     draw: Callable[[np.random.Generator, int, int], np.ndarray] | None = None  # (rng, count, side)
 
 
@@ -168,24 +167,18 @@ def all_alterations(mean: Sequence[float], spread: Sequence[float]) -> list[Alte
         Alteration("channels", lambda images: level_channels(images, mean, spread)),
         *(_low_pass_of(wavelength) for wavelength in WAVELENGTHS),
         *(_tiles_of(tiles) for tiles in TILES),
-        Alteration("turns", quarter_turns, None, lambda rng, n, side: rng.integers(1, 4, n)),
-        Alteration(
-            "pixels", shuffle_pixels, None, lambda rng, n, side: rng.integers(0, side * side, n)
-        ),
-        Alteration("low-pass and grey", only_layout, KEPT_WAVELENGTH),
+        Alteration("turns", quarter_turns, lambda rng, n, side: rng.integers(1, 4, n)),
+        Alteration("pixels", shuffle_pixels, lambda rng, n, side: rng.integers(0, side * side, n)),
+        Alteration("low-pass and grey", only_layout),
     ]
 
 
 def _low_pass_of(wavelength: int) -> Alteration:
-    return Alteration(
-        f"low-pass {wavelength}", lambda images: low_pass(images, wavelength), wavelength
-    )
+    return Alteration(f"low-pass {wavelength}", lambda images: low_pass(images, wavelength))
 
 
 def _tiles_of(tiles: int) -> Alteration:
-    return Alteration(
-        PARTS[tiles], shuffle_tiles, tiles, lambda rng, n, side: draw_orders(rng, n, tiles)
-    )
+    return Alteration(PARTS[tiles], shuffle_tiles, lambda rng, n, side: draw_orders(rng, n, tiles))
 
 
 # What each row of cues.csv is about: the cue that is taken away or kept alone, and the alteration.
@@ -199,6 +192,19 @@ LISTED = (
     ("only texture", "eighths"),
     ("only layout", "low-pass and grey"),
 )
+
+# The parameter of an alteration by its name: a wavelength in pixels, or tiles a side.
+PARAMETERS = {
+    **{f"low-pass {wavelength}": wavelength for wavelength in WAVELENGTHS},
+    **{name: tiles for tiles, name in PARTS.items()},
+    "low-pass and grey": KEPT_WAVELENGTH,
+}
+
+
+def size_in_pixels(name: str, side: int) -> int | None:
+    """Give the wavelength, or the side of a tile of patches of this side; None for neither."""
+    parameter = PARAMETERS.get(name)
+    return side // parameter if name in PARTS.values() else parameter
 
 
 def describe(cue: str, name: str, pixels: float | None, metres: float | None) -> str:

@@ -81,8 +81,9 @@ def _row(cues: Cues, predictions: Predictions, cue: str, name: str, found: Measu
     true = predictions.true
     right = found.shown == true
     refitted_right = found.refitted == true
-    parameter, pixels = size_of(name, cues.image_size)
+    pixels = alterations.size_in_pixels(name, cues.image_size)
     metres = None if pixels is None else pixels * cues.metres_a_pixel
+    parameter = alterations.PARAMETERS.get(name)
     row = {"cue": cue, "altered": name, "parameter": parameter, "metres": metres}
     pairs = (
         ("", right, cues.unaltered.shown == true),
@@ -107,16 +108,6 @@ def _row(cues: Cues, predictions: Predictions, cue: str, name: str, found: Measu
         "refitted_penalty": found.penalty,
     }
     return row
-
-
-def size_of(name: str, side: int) -> tuple[float | None, float | None]:
-    """Give an alteration's parameter, and its wavelength or the side of its tiles in pixels."""
-    for alteration in alterations.all_alterations((0, 0, 0), (1, 1, 1)):
-        if alteration.name == name and alteration.parameter is not None:
-            is_of_tiles = name in alterations.PARTS.values()
-            pixels = side // alteration.parameter if is_of_tiles else alteration.parameter
-            return alteration.parameter, pixels
-    return None, None
 
 
 def compare_with_colour(predictions: Predictions, by_colour: np.ndarray) -> dict:

@@ -81,6 +81,11 @@ def open_train(data: str | Path, image_size: int, classes: list[str]) -> PatchSe
             f"--cues: the train patches of {printable(data)} are of other cities than those"
             " that the checkpoint tells apart"
         )
+    if len(np.unique(train.labels)) < 2:
+        raise InputError(
+            f"--cues: the train patches of {printable(data)} are of one city alone;"
+            " there is nothing to tell apart"
+        )
     return train
 
 

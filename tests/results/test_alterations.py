@@ -144,3 +144,9 @@ def test_altered_patches_do_not_depend_on_the_batch():
             parts = [each.alter(images[:2], drawn[:2]), each.alter(images[2:], drawn[2:])]
         assert whole.shape == images.shape
         torch.testing.assert_close(whole, torch.cat(parts), msg=each.name)
+
+
+def test_sizes_of_tiles_and_waves():
+    assert alterations.size_in_pixels("eighths", 30) == 3
+    assert alterations.size_in_pixels("low-pass 16", 30) == 16
+    assert alterations.size_in_pixels("turns", 30) is None

@@ -15,7 +15,7 @@ import test_classification
 from dl_slicer.cli import InputError
 from dl_slicer.model import checkpoints, evaluation
 from dl_slicer.patch_sets import reading
-from dl_slicer.results import alterations, cue_tables, cues, paired_intervals, train_samples
+from dl_slicer.results import alterations, cues, paired_intervals, train_samples
 from dl_slicer.results.cues import Measuring
 
 CPU = torch.device("cpu")
@@ -164,13 +164,14 @@ def test_a_set_without_train_patches_is_refused_in_one_line(data, finished, tmp_
     assert not (tmp_path / "out").exists()
 
 
+def test_train_patches_of_other_cities_are_refused_in_one_line(data):
+    classes = reading.open_split(data, "train").classes
+    with pytest.raises(InputError, match="--cues: .*of other cities") as told:
+        cues.open_train(data, 32, classes[:1])
+    assert "\n" not in str(told.value)
+
+
 @pytest.mark.parametrize("other", [["--tta"], ["--images", "a.jpg"]], ids=lambda flags: flags[0])
 def test_it_is_for_the_patches_of_a_split_as_they_are(other):
     with pytest.raises(InputError, match=f"--cues: .*without {other[0]}"):
         test_classification.read_flags(["--checkpoint", "x", "--cues", *other])
-
-
-def test_sizes_of_tiles_and_waves():
-    assert cue_tables.size_of("eighths", 30) == (8, 3)
-    assert cue_tables.size_of("low-pass 16", 30) == (16, 16)
-    assert cue_tables.size_of("turns", 30) == (None, None)
