@@ -9,13 +9,15 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, SIZES, as_flags
+from PIL import Image
 
+import preprocessing
 import test_classification
 from dl_slicer.cli import InputError
-from dl_slicer.model import checkpoints, evaluation
+from dl_slicer.model import checkpoints, evaluation, networks
 from dl_slicer.patch_sets import reading
-from dl_slicer.results import alterations, cues, paired_intervals, train_samples
+from dl_slicer.results import alterations, colour_alone, cues, paired_intervals, train_samples
 from dl_slicer.results.cues import Measuring
 
 CPU = torch.device("cpu")
@@ -175,3 +177,43 @@ def test_train_patches_of_other_cities_are_refused_in_one_line(data):
 def test_it_is_for_the_patches_of_a_split_as_they_are(other):
     with pytest.raises(InputError, match=f"--cues: .*without {other[0]}"):
         test_classification.read_flags(["--checkpoint", "x", "--cues", *other])
+
+
+@pytest.fixture(scope="module")
+def tinted(tmp_path_factory):
+    """A patch set of three cities that differ in colours of one brightness, and in nothing else."""
+    root = tmp_path_factory.mktemp("tinted")
+    rng = np.random.default_rng(0)
+    tints = ((30, -15, 0), (-30, 15, 0), (0, 12, -62))  # of luma 0, within 0.2
+    for city, tint in zip(("Aa (AAA)", "Bb (BBB)", "Cc (CCC)"), tints, strict=True):
+        for site in ("one", "two", "three"):
+            pixels = 125 + rng.normal(0, 30, (150, 150, 1)) + np.array(tint)
+            folder = root / "raw" / city / site
+            folder.mkdir(parents=True)
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / "2020.png")
+    folders = {"--raw": root / "raw", "--out": root / "patches"}
+    preprocessing.main(as_flags({**folders, **SIZES, "--image-size": 32}))
+    return root / "patches"
+
+
+def test_where_cities_differ_in_colour_alone_the_controls_tell(tinted):
+    """Fitted anew without colour even a network of random weights falls to chance, else it tells.
+
+    And colour alone knows all that there is to know.
+    """
+    torch.manual_seed(0)
+    model = networks.new_network("resnet18", 3)
+    test, train = (reading.open_split(tinted, split) for split in ("test", "train"))
+    setup = evaluation.Setup(CPU)
+    work = Measuring(model, test, train, setup, 3)
+    sample = train_samples.draw(train, 90)
+    known = {each.name: each for each in alterations.all_alterations((0.5,) * 3, (0.1,) * 3)}
+    right = {
+        name: (cues.measure_altered(work, sample, known[name]).refitted == test.labels).mean()
+        for name in ("grey", "halves", "pixels")
+    }
+    assert right["grey"] < 0.6
+    assert right["halves"] > 0.95 and right["pixels"] > 0.95
+    colours = cues.find_colours(train, setup, sample.rows)
+    by_colour = colour_alone.fit(colours, sample).classify(cues.find_colours(test, setup))
+    assert (by_colour == test.labels).mean() > 0.95
