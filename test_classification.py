@@ -82,7 +82,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = read_flags(argv)
     # Only now: torch takes seconds to import, and a wrong flag is told at once.
     import torch
-    from torch.nn.functional import cross_entropy
 
     from dl_slicer import distributed
     from dl_slicer.model import checkpoints, devices, evaluation
@@ -115,10 +114,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         evaluation.check_finite(logits, dtype)
 
-        predictions = tables.collect(patch_set, classes, logits, features)
-        loss = cross_entropy(logits, torch.from_numpy(predictions.true)).item()
+        predictions = tables.collect(patch_set, classes, logits, features, checkpoint.temperature)
+        losses = tables.losses(logits, predictions.true, checkpoint.divisor)
         circumstances = describe_circumstances(args, checkpoint, patch_set, device, dtype)
-        results = tables.write_results(new, predictions, {"loss": loss} | circumstances)
+        results = tables.write_results(new, predictions, losses | circumstances)
         tables.print_results(results)
         sheets = portraits.write_portraits(
             new, model, checkpoint, patch_set, logits, results.nearest

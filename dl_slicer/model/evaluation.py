@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -35,6 +36,13 @@ class Answers(NamedTuple):
     features: Tensor  # (N, D): what the last layer is given
 
 
+class Watch(NamedTuple):
+    """How a pass over patches is seen from outside."""
+
+    desc: str = "evaluating"  # what its progress bar is called
+    stop: Callable[[], bool] = lambda: False  # asked after each batch; True ends the work
+
+
 def evaluate(model: nn.Module, patch_set: PatchSet, setup: Setup, tta: bool = False) -> Answers:
     """Give the logits and the features of every patch, once. The model is left in eval mode.
 
@@ -61,7 +69,7 @@ def evaluate(model: nn.Module, patch_set: PatchSet, setup: Setup, tta: bool = Fa
 
     widths = (len(patch_set.classes), model.fc.in_features)
     with model.fc.register_forward_pre_hook(keep_features):
-        answers = _of_all_batches(model, patch_set, setup, logits_and_features, widths)
+        answers = _of_all_batches(model, patch_set, setup, logits_and_features, widths, Watch())
     return Answers(*answers)
 
 
@@ -89,7 +97,40 @@ def score(
             confusion.index_put_((labels, predicted), torch.ones_like(labels), accumulate=True)
         return (torch.stack([loss, (predicted == labels).float()], 1),)
 
-    answers = _of_all_batches(model, patch_set, setup, loss_and_is_right, (2,), desc, stop)
+    answers = _of_all_batches(model, patch_set, setup, loss_and_is_right, (2,), Watch(desc, stop))
+    return None if answers is None else answers[0]
+
+
+# What is to be made of a batch: of logits (n, classes), features (n, D), both float32, and labels.
+Take = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def visit(
+    model: nn.Module,
+    patch_set: PatchSet,
+    setup: Setup,
+    take: Take,
+    width: int,
+    watch: Watch,
+    chosen: np.ndarray | None = None,
+) -> Tensor | None:
+    """Have each patch's answers seen, and keep nothing but what take() makes of them: (n, width).
+
+    chosen: numbers of the patches, rising; None for all of them. None if watch.stop() said True.
+    With several processes each one's take() sees its batches alone, on its device.
+    """
+    seen_by_last_layer = []
+
+    def keep_features(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen_by_last_layer.append(inputs[0].float())
+
+    def answer(images: Tensor, labels: Tensor) -> tuple[Tensor]:
+        seen_by_last_layer.clear()
+        logits = model(images).float()
+        return (take(logits, seen_by_last_layer[0], labels),)
+
+    with model.fc.register_forward_pre_hook(keep_features):
+        answers = _of_all_batches(model, patch_set, setup, answer, (width,), watch, chosen)
     return None if answers is None else answers[0]
 
 
@@ -155,27 +196,30 @@ def _of_all_batches(
     setup: Setup,
     answer: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
     widths: Sequence[int],
-    desc: str = "evaluating",
-    stop: Callable[[], bool] = lambda: False,
+    watch: Watch,
+    chosen: np.ndarray | None = None,
 ) -> list[Tensor] | None:
     """Put what answer(images, labels) gives for each batch into one tensor (N, width) a result.
 
-    None if stop() said True.
+    chosen: numbers of the patches that are meant; None for all. None if watch.stop() said True.
     """
     model.eval()
     device = setup.device
     size = batch_size(device)
-    starts = range(0, len(patch_set), size)
-    order = [range(start, min(start + size, len(patch_set))) for start in starts]
-    batches = batching.batches(patch_set, order[RANK::WORLD], device, setup.workers)
-    results = [torch.zeros(len(patch_set), width, device=device) for width in widths]
+    count = len(patch_set) if chosen is None else len(chosen)
+    order = [range(start, min(start + size, count)) for start in range(0, count, size)]
+    read = order[RANK::WORLD]
+    if chosen is not None:
+        read = [chosen[batch.start : batch.stop] for batch in read]
+    batches = batching.batches(patch_set, read, device, setup.workers)
+    results = [torch.zeros(count, width, device=device) for width in widths]
     with (
         torch.inference_mode(),
         devices.autocast(device, setup.dtype),
         devices.explain_out_of_memory(size),
         tqdm(
-            total=len(patch_set),
-            desc=desc,
+            total=count,
+            desc=watch.desc,
             unit=" patches",
             disable=None if RANK == 0 else True,
             leave=False,
@@ -190,7 +234,7 @@ def _of_all_batches(
                 for result, rows in zip(results, answer(images, labels), strict=True):
                     result[batch.start : batch.stop] = rows
             bar.update(sum(len(batch) for batch in order[turn : turn + WORLD]))
-            if stop():
+            if watch.stop():
                 return None
     # A patch's rows are 0 in all processes but one.
     return [devices.to_cpu(total(result)) for result in results]

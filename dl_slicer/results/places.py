@@ -17,7 +17,7 @@ from tqdm import tqdm
 from dl_slicer import cities
 from dl_slicer.cli import InputError, printable
 from dl_slicer.files import write_rows
-from dl_slicer.model import devices, evaluation
+from dl_slicer.model import devices, evaluation, temperature
 from dl_slicer.model.checkpoints import Checkpoint
 from dl_slicer.patch_sets import image_files, transforms
 from dl_slicer.patch_sets.image_files import UnreadableImage
@@ -306,5 +306,6 @@ def classify(network: Network, seen: SeenRaster, bar: tqdm) -> np.ndarray:
             logits = network.model(transforms.normalise(images, checkpoint.mean, checkpoint.std))
             logits = logits.float()
             evaluation.check_finite(logits, network.dtype)
-            probabilities.append(devices.to_cpu(logits.softmax(1)).double())
+            stated = temperature.probabilities(logits, checkpoint.divisor)
+            probabilities.append(devices.to_cpu(stated).double())
     return torch.cat(probabilities).numpy()

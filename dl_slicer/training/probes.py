@@ -4,20 +4,22 @@ import re
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from dl_slicer.cli import InputError, printable
 from dl_slicer.distributed import WORLD
-from dl_slicer.model import devices
-from dl_slicer.model.evaluation import Setup
+from dl_slicer.model import devices, networks
+from dl_slicer.model.evaluation import Setup, Take
 from dl_slicer.patch_sets.reading import PatchSet
-from dl_slicer.training import features, logistic, runs, saved_progress
+from dl_slicer.training import certainty, features, logistic, runs, saved_progress
+from dl_slicer.training.certainty import Visits
 from dl_slicer.training.features import Source
 from dl_slicer.training.logistic import Axes, Blocks, Targets
 from dl_slicer.training.runs import Run, Totals
@@ -29,6 +31,7 @@ CHOOSING_TOLERANCE = 1e-4  # of the loss
 CHOOSING_PASSES = 60  # only the smallest penalties need more, and they are close to each other
 TOLERANCE = 1e-9  # so that probabilities are right to 1e-3
 FULL_PASSES = 300
+BLOCK = 4096  # patches that are looked at together
 
 
 class LeftOut(NamedTuple):
@@ -245,6 +248,9 @@ def begin_or_find(
         run.epoch = previous.epoch
         run.history = previous.metrics["history"]
         run.best = previous.metrics["best"]
+        run.is_judged = previous.temperature is not None
+        networks.load_state(run.model, previous.model, printable(run.folder / "last.pth"))
+        run.description["args"]["fit"] = previous.args.get("fit")
     return run
 
 
@@ -255,14 +261,46 @@ def complete(
     of_train = find_features(run, train, setup, "train", stop)
     # Before the fit, so that little is lost where that is stopped.
     of_val = of_train and find_features(run, val, setup, "val", stop)
-    found = of_val and fit_last_layer(run, train, of_train, stop)
-    if not found:
+    if not of_val:
         return False
-    run.say(describe(found))
-    run.description["args"]["fit"] = asdict(found)
-    run.finish_epoch(score(run, val, of_val, setup))
-    run.save("best.pth", "last.pth")
-    return True
+    if run.epoch == 0:
+        found = fit_last_layer(run, train, of_train, stop)
+        if not found:
+            return False
+        run.say(describe(found))
+        run.description["args"]["fit"] = asdict(found)
+        run.finish_epoch(score(run, val, of_val, setup))
+        run.save("best.pth", "last.pth")
+    visits = Visits(partial(visit, train, of_train, setup), partial(visit, val, of_val, setup))
+    return certainty.complete(run, train, val, visits, setup.device)
+
+
+def visit(
+    patches: PatchSet,
+    sources: Sequence[Source],
+    setup: Setup,
+    model: nn.Module,
+    take: Take,
+    width: int,
+    chosen: np.ndarray | None = None,
+) -> Tensor:
+    """Have each patch's answers seen, as evaluation.visit does, by its features: (n, width)."""
+    labels = torch.from_numpy(patches.labels.astype(np.int64)).to(setup.device)
+    is_chosen = torch.ones(len(patches), dtype=torch.bool)
+    if chosen is not None:
+        is_chosen[:] = False
+        is_chosen[torch.from_numpy(chosen)] = True
+    results = [torch.empty(0, width)]
+    model.eval()
+    with torch.inference_mode(), devices.autocast(setup.device, setup.dtype):
+        for block, rows in features.blocks(sources):
+            for start in range(0, len(block), BLOCK):
+                within = slice(rows.start + start, min(rows.start + start + BLOCK, rows.stop))
+                taken = is_chosen[within]
+                part = block[start : start + BLOCK][taken].to(setup.device).float()
+                answer = take(model.fc(part).float(), part, labels[within][taken.to(setup.device)])
+                results.append(devices.to_cpu(answer))
+    return torch.cat(results)
 
 
 def find_features(
