@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,6 +35,24 @@ class Answers(NamedTuple):
 
     logits: Tensor  # (N, classes)
     features: Tensor  # (N, D): what the last layer is given
+
+
+@contextmanager
+def seen_by_last_layer(model: nn.Module | None) -> Iterator[list[Tensor]]:
+    """Give a list to which each pass of the network adds its features, float32 (n, D).
+
+    None: nothing is added.
+    """
+    features: list[Tensor] = []
+
+    def keep_features(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        features.append(inputs[0].float())
+
+    if model is None:
+        yield features
+        return
+    with model.fc.register_forward_pre_hook(keep_features):
+        yield features
 
 
 class Watch(NamedTuple):
@@ -119,17 +138,12 @@ def visit(
     chosen: numbers of the patches, rising; None for all of them. None if watch.stop() said True.
     With several processes each one's take() sees its batches alone, on its device.
     """
-    seen_by_last_layer = []
-
-    def keep_features(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen_by_last_layer.append(inputs[0].float())
 
     def answer(images: Tensor, labels: Tensor) -> tuple[Tensor]:
-        seen_by_last_layer.clear()
         logits = model(images).float()
-        return (take(logits, seen_by_last_layer[0], labels),)
+        return (take(logits, features.pop(), labels),)
 
-    with model.fc.register_forward_pre_hook(keep_features):
+    with seen_by_last_layer(model) as features:
         answers = _of_all_batches(model, patch_set, setup, answer, (width,), watch, chosen)
     return None if answers is None else answers[0]
 

@@ -13,7 +13,7 @@ Samples and Adversarial Attacks, NeurIPS 2018, equation 2); a patch has that to 
 Means and covariance are of train patches in eval mode, the same number of each city. How large a
 distance is usual, val patches say, whose sites were not trained on: a patch is as familiar as
 
-    (1 + val patches farther off) / (1 + val patches)
+    (1 + val patches as far off, or farther) / (1 + val patches)
 
 of that city, each with its own distance to whatever city is nearest to it: a share above 0 that is
 evenly spread up to 1 over patches of places like those of val. Where it is at most 1 in 100, what
@@ -22,6 +22,7 @@ cannot be told.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,8 @@ class Moments:
         features = features.to(self.sums.dtype)
         self.counts.index_add_(0, labels, torch.ones_like(labels, dtype=self.counts.dtype))
         self.sums.index_add_(0, labels, features)
-        self.products += features.T @ features
+        with _exactly(features.device):
+            self.products += features.T @ features
 
     def known(self) -> "Known":
         """Give what all processes' patches say. All must call it."""
@@ -85,6 +87,11 @@ class Moments:
         patches = int(counts.sum())
         within = (products - (sums.T @ means)) / max(1, patches)
         return Known(means.float(), _axes(within), patches)
+
+
+def _exactly(device: torch.device) -> torch.autocast:
+    """Give the context in which products are not rounded, whatever the network is computed in."""
+    return torch.autocast(device.type, enabled=False)
 
 
 def _axes(covariance: Tensor) -> Tensor:
@@ -110,12 +117,27 @@ class Known:
     distances: Tensor | None = None  # float32 (N,) of the val patches to their nearest cities
     labels: Tensor | None = None  # int64 (N,): their true cities
 
+    @cached_property
+    def centres(self) -> Tensor:
+        """The means along the axes: (K, R)."""
+        with _exactly(self.means.device):
+            return self.means @ self.axes
+
+    @cached_property
+    def usual(self) -> dict[int, np.ndarray]:
+        """The distances of val patches by their city, rising; of those cities that have enough."""
+        distances = devices.to_cpu(self.distances).numpy()
+        labels = devices.to_cpu(self.labels).numpy()
+        of_city = {label: np.sort(distances[labels == label]) for label in range(len(self.means))}
+        return {k: rising for k, rising in of_city.items() if len(rising) >= LEAST_VAL_PATCHES}
+
     def nearest(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Give how far patches are from the nearest city (n,), and which that is (n,).
 
         features: float (n, D) on the same device.
         """
-        squares = torch.cdist(features.float() @ self.axes, self.means @ self.axes) ** 2
+        with _exactly(features.device):
+            squares = torch.cdist(features.float() @ self.axes, self.centres) ** 2
         found = squares.min(1)
         return found.values, found.indices
 
@@ -135,8 +157,7 @@ class Known:
 
     def few(self) -> list[int]:
         """Give the cities that have too few val patches."""
-        counts = torch.bincount(devices.to_cpu(self.labels), minlength=len(self.means))
-        return (counts < LEAST_VAL_PATCHES).nonzero().flatten().tolist()
+        return [label for label in range(len(self.means)) if label not in self.usual]
 
     def familiarity(self, features: Tensor) -> np.ndarray:
         """Give how familiar patches are: float64 (n,), above 0 to 1; NaN where it cannot be told.
@@ -144,15 +165,11 @@ class Known:
         features: float (n, D) on the same device.
         """
         distances, labels = (devices.to_cpu(each).numpy() for each in self.nearest(features))
-        usual = devices.to_cpu(self.distances).numpy()
-        of_city = devices.to_cpu(self.labels).numpy()
         found = np.full(len(distances), np.nan)
-        for label in np.unique(labels):
-            rising = np.sort(usual[of_city == label])
-            if len(rising) >= LEAST_VAL_PATCHES:
-                is_here = labels == label
-                farther = len(rising) - np.searchsorted(rising, distances[is_here], side="right")
-                found[is_here] = (1 + farther) / (1 + len(rising))
+        for label, rising in self.usual.items():
+            is_here = labels == label
+            as_near = np.searchsorted(rising, distances[is_here], side="left")
+            found[is_here] = (1 + len(rising) - as_near) / (1 + len(rising))
         return found
 
 

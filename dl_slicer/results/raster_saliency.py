@@ -20,6 +20,7 @@ from dl_slicer.model.checkpoints import Checkpoint
 from dl_slicer.patch_sets import transforms
 from dl_slicer.patch_sets.image_files import UnreadableImage
 from dl_slicer.results import explorers, map_rows, panels, raster_figures, raster_windows
+from dl_slicer.results.familiar_places import Places
 from dl_slicer.results.raster_windows import SeenRaster
 from dl_slicer.results.result_folder import Call, new_results
 from relevance_cam import rasters
@@ -132,7 +133,7 @@ def _explain_by_all(task: RasterTask, methods: dict[str, Callable]) -> list[tupl
         mean = np.nanmean(by_place[..., target])
         said.append((f"explained as {printable(city)}, mean probability {mean:.3f}", figure))
     folder = task.new / f"{task.name}{explorers.FOLDER}"
-    explorers.write(folder, task.file, task.seen, by_place, classes, saliency)
+    explorers.write(folder, task.file, task.seen, Places(by_place), classes, saliency)
     return said
 
 

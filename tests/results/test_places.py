@@ -152,7 +152,7 @@ def test_patches_are_those_of_a_patch_set(data, finished, tmp_path):
     found = {
         row["city"]: float(row["mean_probability"]) for row in rows if row["file"] != "all files"
     }
-    expected = logits[own].softmax(1).mean(0).tolist()
+    expected = (logits[own] / checkpoint.divisor).softmax(1).mean(0).tolist()
     assert found == pytest.approx(dict(zip(patch_set.classes, expected, strict=True)), abs=1e-4)
     assert rows[0]["patches"] == str(len(own)) == "81"
 
