@@ -199,7 +199,7 @@ def answer(network: Network, batches: Iterable[np.ndarray]) -> dict[str, np.ndar
     with (
         torch.inference_mode(),
         devices.autocast(network.device, network.dtype),
-        evaluation.seen_by(network.model) as seen,
+        evaluation.seen_inside(network.model) as seen,
     ):
         for windows in batches:
             images = torch.from_numpy(np.ascontiguousarray(windows)).to(network.device)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from dl_slicer.cli import InputError
 from dl_slicer.distributed import RANK, WORLD, total
 from dl_slicer.model import devices, networks
+from dl_slicer.model.familiarity import Inside
 from dl_slicer.patch_sets import batching, transforms
 from dl_slicer.patch_sets.reading import PatchSet
 
@@ -38,21 +39,28 @@ class Answers(NamedTuple):
 
 
 @contextmanager
-def seen_by_last_layer(model: nn.Module | None) -> Iterator[list[Tensor]]:
-    """Give a list to which each pass of the network adds its features, float32 (n, D).
+def seen_inside(model: nn.Module | None) -> Iterator[list[Inside]]:
+    """Give a list to which each pass of the network adds what it has computed on its way.
 
     None: nothing is added.
     """
-    features: list[Tensor] = []
+    passes: list[Inside] = []
+    middle: list[Tensor] = []
+
+    def keep_middle(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        middle.append(output.float().mean((2, 3)))
 
     def keep_features(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        features.append(inputs[0].float())
+        passes.append(Inside(middle.pop(), inputs[0].float()))
 
     if model is None:
-        yield features
+        yield passes
         return
-    with model.fc.register_forward_pre_hook(keep_features):
-        yield features
+    with (
+        model.layer3.register_forward_hook(keep_middle),
+        model.fc.register_forward_pre_hook(keep_features),
+    ):
+        yield passes
 
 
 class Watch(NamedTuple):
@@ -120,8 +128,8 @@ def score(
     return None if answers is None else answers[0]
 
 
-# What is to be made of a batch: of logits (n, classes), features (n, D), both float32, and labels.
-Take = Callable[[Tensor, Tensor, Tensor], Tensor]
+# What is to be made of a batch: of logits (n, classes), what was computed before them, and labels.
+Take = Callable[[Tensor, Inside, Tensor], Tensor]
 
 
 def visit(
@@ -141,9 +149,9 @@ def visit(
 
     def answer(images: Tensor, labels: Tensor) -> tuple[Tensor]:
         logits = model(images).float()
-        return (take(logits, features.pop(), labels),)
+        return (take(logits, passes.pop(), labels),)
 
-    with seen_by_last_layer(model) as features:
+    with seen_inside(model) as passes:
         answers = _of_all_batches(model, patch_set, setup, answer, (width,), watch, chosen)
     return None if answers is None else answers[0]
 

@@ -1,29 +1,35 @@
 """Is a patch like anything that the network knows?
 
-A network names one of its cities for any picture, a forest or a face, too. How far the features of
-a patch (those of the penultimate layer) are from what the cities of training have there, says more
-than the probabilities: they must sum to one.
+A network names one of its cities for any picture, a forest or a face, too, and its probabilities
+must sum to one. What it computes on the way says more, in two ways:
 
-The distance of features f to a city with mean features m is that of Mahalanobis, with a covariance
-S that all cities share (Lee et al., A Simple Unified Framework for Detecting Out-of-Distribution
-Samples and Adversarial Attacks, NeurIPS 2018, equation 2); a patch has that to the nearest city:
+*kind*: what the patch is made of. The channels of layer3, each by its mean over the patch, x, are
+as far from the nearest city's mean m as Mahalanobis has it, with a covariance S that all cities
+share (Lee et al., A Simple Unified Framework for Detecting Out-of-Distribution Samples and
+Adversarial Attacks, NeurIPS 2018, equation 2, there of several layers):
 
-    d = min over cities of (f - m)' S^-1 (f - m)
+    d = min over cities of (x - m)' S^-1 (x - m)
 
-Means and covariance are of train patches in eval mode, the same number of each city. How large a
-distance is usual, val patches say, whose sites were not trained on: a patch is as familiar as
+*strength*: how much of what tells cities apart is there at all: the length of the features f that
+the last layer is given. A city that was not trained on has less of it. Its distance is
 
-    (1 + val patches as far off, or farther) / (1 + val patches)
+    s = -|f|
 
-of that city, each with its own distance to whatever city is nearest to it: a share above 0 that is
-evenly spread up to 1 over patches of places like those of val. Where it is at most 1 in 100, what
-is seen is called unlike any city. With below 99 val patches no share is as small as that: then it
-cannot be told.
+Means and covariance are of train patches in eval mode, the same number of each city. How large
+distances usually are, val patches say, whose sites were not trained on. By either distance a patch
+is as familiar as the share of the nearest city's val patches that are as far off or farther; the
+smaller one of the two shares is compared with theirs once more, so that what comes out,
+
+    (1 + val patches as far off, or farther) / (1 + val patches),
+
+is evenly spread up to 1 over patches of places like those of val. Where it is at most 1 in 100,
+what is seen is called unlike any city. With below 99 val patches of a city no share is as small as
+that: then it cannot be told. docs/statistics.md has what was measured, and what else was tried.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +44,13 @@ UNLIKE = 0.01  # up to this familiarity a patch is called unlike any city that t
 SHRINKAGE = 0.1  # how far the covariance is drawn to one that is the same in all directions
 KEYS = ("means", "axes", "distances", "labels", "patches")
 MOST_VAL_PATCHES = 10**7
+
+
+class Inside(NamedTuple):
+    """What a network has computed of n patches on its way to the logits, float32."""
+
+    middle: Tensor  # (n, C): the channels of layer3, each by its mean
+    features: Tensor  # (n, D): what the last layer is given
 
 
 def choose_patches(labels: np.ndarray, classes: int, seed: int) -> np.ndarray:
@@ -58,23 +71,23 @@ class Moments:
     """Sums over patches, in a memory that no patch makes larger; in float64 where there is it."""
 
     counts: Tensor  # (K,)
-    sums: Tensor  # (K, D) of the features, by their city
-    products: Tensor  # (D, D) of two features
+    sums: Tensor  # (K, C) of the channels, by city
+    products: Tensor  # (C, C) of two channels
 
     @classmethod
     def none(cls, classes: int, width: int, device: torch.device) -> "Moments":
-        """Give those of no patch. width: D, of features."""
+        """Give those of no patch. width: C, of channels."""
         sizes = [(classes,), (classes, width), (width, width)]
         dtype = devices.sum_dtype(device)
         return cls(*(torch.zeros(size, dtype=dtype, device=device) for size in sizes))
 
-    def add(self, features: Tensor, labels: Tensor) -> None:
-        """Take further patches. features: float (n, D); labels: int (n,), both on the device."""
-        features = features.to(self.sums.dtype)
+    def add(self, middle: Tensor, labels: Tensor) -> None:
+        """Take further patches. middle: float (n, C); labels: int (n,), both on the device."""
+        middle = middle.to(self.sums.dtype)
         self.counts.index_add_(0, labels, torch.ones_like(labels, dtype=self.counts.dtype))
-        self.sums.index_add_(0, labels, features)
-        with _exactly(features.device):
-            self.products += features.T @ features
+        self.sums.index_add_(0, labels, middle)
+        with _exactly(middle.device):
+            self.products += middle.T @ middle
 
     def known(self) -> "Known":
         """Give what all processes' patches say. All must call it."""
@@ -95,51 +108,51 @@ def _exactly(device: torch.device) -> torch.autocast:
 
 
 def _axes(covariance: Tensor) -> Tensor:
-    """Give A (D, D) with A A' the inverse of a covariance, float32; the covariance is shrunk first.
+    """Give A (C, C) with A A' the inverse of a covariance, float32; the covariance is shrunk first.
 
-    A covariance of features is singular: some never vary, or there are fewer patches than features.
+    A covariance of channels may be singular: some never vary, or there are fewer patches.
     """
     width = len(covariance)
-    mean_variance = covariance.trace() / width
     floor = torch.finfo(torch.float32).eps
-    same = torch.eye(width, dtype=covariance.dtype) * mean_variance.clamp(min=floor)
+    mean_variance = (covariance.trace() / width).clamp(min=floor)
+    same = torch.eye(width, dtype=covariance.dtype) * mean_variance
     variances, directions = torch.linalg.eigh((1 - SHRINKAGE) * covariance + SHRINKAGE * same)
-    return (directions / variances.clamp(min=floor).sqrt()).float()
+    return (directions / variances.clamp(min=SHRINKAGE * mean_variance / 2).sqrt()).float()
 
 
 @dataclass
 class Known:
     """What a network knows of its K cities: all on one device."""
 
-    means: Tensor  # float32 (K, D)
-    axes: Tensor  # float32 (D, R): features times these are alike in all directions
+    means: Tensor  # float32 (K, C)
+    axes: Tensor  # float32 (C, C): channels times these vary alike in all directions
     patches: int  # of train, that these were taken from
-    distances: Tensor | None = None  # float32 (N,) of the val patches to their nearest cities
+    distances: Tensor | None = None  # float32 (N, 2) of the val patches, by kind and by strength
     labels: Tensor | None = None  # int64 (N,): their true cities
 
     @cached_property
     def centres(self) -> Tensor:
-        """The means along the axes: (K, R)."""
+        """The means along the axes: (K, C)."""
         with _exactly(self.means.device):
             return self.means @ self.axes
 
     @cached_property
-    def usual(self) -> dict[int, np.ndarray]:
-        """The distances of val patches by their city, rising; of those cities that have enough."""
+    def usual(self) -> dict[int, "Usual"]:
+        """What is usual of the cities that have enough val patches."""
         distances = devices.to_cpu(self.distances).numpy()
         labels = devices.to_cpu(self.labels).numpy()
-        of_city = {label: np.sort(distances[labels == label]) for label in range(len(self.means))}
-        return {k: rising for k, rising in of_city.items() if len(rising) >= LEAST_VAL_PATCHES}
+        of_city = {label: distances[labels == label] for label in range(len(self.means))}
+        return {k: Usual.of(each) for k, each in of_city.items() if len(each) >= LEAST_VAL_PATCHES}
 
-    def nearest(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Give how far patches are from the nearest city (n,), and which that is (n,).
+    def nearest(self, inside: Inside) -> tuple[Tensor, Tensor]:
+        """Give how far n patches are, by kind and by strength (n, 2), and the nearest city (n,).
 
-        features: float (n, D) on the same device.
+        inside: on the same device.
         """
-        with _exactly(features.device):
-            squares = torch.cdist(features.float() @ self.axes, self.centres) ** 2
-        found = squares.min(1)
-        return found.values, found.indices
+        with _exactly(inside.middle.device):
+            squares = torch.cdist(inside.middle @ self.axes, self.centres) ** 2
+        kind, labels = squares.min(1)
+        return torch.stack([kind, -inside.features.norm(dim=1)], 1), labels
 
     def as_dict(self) -> dict[str, Any]:
         """Give what a checkpoint holds of it."""
@@ -159,18 +172,43 @@ class Known:
         """Give the cities that have too few val patches."""
         return [label for label in range(len(self.means)) if label not in self.usual]
 
-    def familiarity(self, features: Tensor) -> np.ndarray:
-        """Give how familiar patches are: float64 (n,), above 0 to 1; NaN where it cannot be told.
+    def familiarity(self, inside: Inside) -> np.ndarray:
+        """Give how familiar n patches are: float64 (n,), above 0 to 1; NaN where it cannot be told.
 
-        features: float (n, D) on the same device.
+        inside: on the same device.
         """
-        distances, labels = (devices.to_cpu(each).numpy() for each in self.nearest(features))
+        distances, labels = (devices.to_cpu(each).numpy() for each in self.nearest(inside))
         found = np.full(len(distances), np.nan)
-        for label, rising in self.usual.items():
+        for label, usual in self.usual.items():
             is_here = labels == label
-            as_near = np.searchsorted(rising, distances[is_here], side="left")
-            found[is_here] = (1 + len(rising) - as_near) / (1 + len(rising))
+            found[is_here] = usual.familiarity(distances[is_here])
         return found
+
+
+@dataclass(frozen=True)
+class Usual:
+    """How far the n val patches of a city are."""
+
+    rising: np.ndarray  # (n, 2): distances by kind and by strength, each in order
+    smaller: np.ndarray  # (n,): the smaller one of each patch's two shares, in order
+
+    @classmethod
+    def of(cls, distances: np.ndarray) -> "Usual":
+        """Give that of patches with these distances (n, 2)."""
+        rising = np.sort(distances, axis=0)
+        return cls(rising, np.sort(_smaller_share(rising, distances)))
+
+    def familiarity(self, distances: np.ndarray) -> np.ndarray:
+        """Give that of other patches (m, 2): float64 (m,)."""
+        shares = _smaller_share(self.rising, distances)
+        farther = np.searchsorted(self.smaller, shares, side="right")
+        return (1 + farther) / (1 + len(self.smaller))
+
+
+def _smaller_share(rising: np.ndarray, distances: np.ndarray) -> np.ndarray:
+    """The smaller share (m,) of usual patches that are as far as these (m, 2), or farther."""
+    nearer = [np.searchsorted(rising[:, k], distances[:, k], side="left") for k in (0, 1)]
+    return (len(rising) - np.maximum(*nearer)) / len(rising)
 
 
 def is_right(found: object, model: dict[str, Tensor], classes: int) -> bool:
@@ -178,17 +216,17 @@ def is_right(found: object, model: dict[str, Tensor], classes: int) -> bool:
 
     model: its state dict.
     """
-    if type(found) is not dict or set(found) != set(KEYS) or "fc.weight" not in model:
+    if type(found) is not dict or set(found) != set(KEYS):
         return False
-    width = model["fc.weight"].shape[1]
     tensors = {key: found[key] for key in KEYS if key != "patches"}
     if not all(type(each) is Tensor for each in tensors.values()):
         return False
+    width = channels_of(model)
     count = found["labels"].numel()
     shapes = {
         "means": (classes, width),
         "axes": (width, width),
-        "distances": (count,),
+        "distances": (count, 2),
         "labels": (count,),
     }
     for key, each in tensors.items():
@@ -204,3 +242,12 @@ def is_right(found: object, model: dict[str, Tensor], classes: int) -> bool:
         and count <= MOST_VAL_PATCHES
         and bool(((labels >= 0) & (labels < classes)).all())
     )
+
+
+def channels_of(model: dict[str, Tensor]) -> int | None:
+    """Give how many channels layer3 of a ResNet has, by its state dict; None if it is none.
+
+    The last layer is given twice as many, those of layer4.
+    """
+    last = model.get("fc.weight")
+    return None if last is None or last.ndim != 2 else last.shape[1] // 2

@@ -337,7 +337,7 @@ def classify(network: Network, seen: SeenRaster, bar: tqdm) -> Answers:
     with (
         torch.inference_mode(),
         devices.autocast(device, network.dtype),
-        evaluation.seen_by_last_layer(network.model if known else None) as features,
+        evaluation.seen_inside(network.model if known else None) as passes,
     ):
         for _, windows in seen.batches(batch_size, bar):
             images = torch.from_numpy(windows).to(device)
@@ -347,5 +347,5 @@ def classify(network: Network, seen: SeenRaster, bar: tqdm) -> Answers:
             stated = temperature.probabilities(logits, checkpoint.divisor)
             probabilities.append(devices.to_cpu(stated).double())
             if known:
-                familiarity.append(known.familiarity(features.pop()))
+                familiarity.append(known.familiarity(passes.pop()))
     return Answers(torch.cat(probabilities).numpy(), np.concatenate(familiarity) if known else None)

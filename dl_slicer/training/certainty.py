@@ -20,7 +20,7 @@ from dl_slicer.distributed import RANK
 from dl_slicer.model import checkpoints, evaluation, familiarity, networks
 from dl_slicer.model.checkpoints import Checkpoint
 from dl_slicer.model.evaluation import Setup, Take, Watch
-from dl_slicer.model.familiarity import Moments
+from dl_slicer.model.familiarity import Inside, Moments
 from dl_slicer.model.temperature import Evidence
 from dl_slicer.patch_sets.reading import PatchSet
 from dl_slicer.training.history import write_history
@@ -59,7 +59,7 @@ def visits_of(train: PatchSet, val: PatchSet, setup: Setup, stop: Stop) -> Visit
 
         return passed
 
-    return Visits(visit(train, "familiar features"), visit(val, "temperature"))
+    return Visits(visit(train, "what is familiar"), visit(val, "temperature"))
 
 
 def complete(
@@ -108,14 +108,15 @@ def find(
     model: nn.Module, train: PatchSet, val: PatchSet, visits: Visits, seed: int
 ) -> Found | None:
     """Give the temperature and what the network knows. None if a pass was stopped."""
-    classes, width = model.fc.weight.shape
+    classes = len(train.classes)
     device = model.fc.weight.device
+    width = familiarity.channels_of(model.state_dict())
     moments = Moments.none(classes, width, device)
     chosen = familiarity.choose_patches(train.labels, classes, seed)
 
-    def learn(logits: Tensor, features: Tensor, labels: Tensor) -> Tensor:
-        moments.add(features, labels)
-        return features[:, :0]
+    def learn(logits: Tensor, inside: Inside, labels: Tensor) -> Tensor:
+        moments.add(inside.middle, labels)
+        return logits[:, :0]
 
     if visits.train(model, learn, 0, chosen) is None:
         return None
@@ -123,14 +124,14 @@ def find(
     on_device = familiarity.Known.of(known.as_dict(), device)
     evidence = Evidence()
 
-    def judge(logits: Tensor, features: Tensor, labels: Tensor) -> Tensor:
+    def judge(logits: Tensor, inside: Inside, labels: Tensor) -> Tensor:
         evidence.add(logits, labels)
-        return on_device.nearest(features)[0][:, None]
+        return on_device.nearest(inside)[0]
 
-    distances = visits.val(model, judge, 1, None)
+    distances = visits.val(model, judge, 2, None)
     if distances is None:
         return None
-    known.distances = distances[:, 0].clone()
+    known.distances = distances
     known.labels = torch.from_numpy(val.labels.astype(np.int64))
     return Found(evidence.of_all_processes(classes, device).temperature(), known.as_dict())
 

@@ -4,22 +4,20 @@ import re
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from dl_slicer.cli import InputError, printable
 from dl_slicer.distributed import WORLD
 from dl_slicer.model import devices, networks
-from dl_slicer.model.evaluation import Setup, Take
+from dl_slicer.model.evaluation import Setup
 from dl_slicer.patch_sets.reading import PatchSet
 from dl_slicer.training import certainty, features, logistic, runs, saved_progress
-from dl_slicer.training.certainty import Visits
 from dl_slicer.training.features import Source
 from dl_slicer.training.logistic import Axes, Blocks, Targets
 from dl_slicer.training.runs import Run, Totals
@@ -31,7 +29,6 @@ CHOOSING_TOLERANCE = 1e-4  # of the loss
 CHOOSING_PASSES = 60  # only the smallest penalties need more, and they are close to each other
 TOLERANCE = 1e-9  # so that probabilities are right to 1e-3
 FULL_PASSES = 300
-BLOCK = 4096  # patches that are looked at together
 
 
 class LeftOut(NamedTuple):
@@ -271,36 +268,8 @@ def complete(
         run.description["args"]["fit"] = asdict(found)
         run.finish_epoch(score(run, val, of_val, setup))
         run.save("best.pth", "last.pth")
-    visits = Visits(partial(visit, train, of_train, setup), partial(visit, val, of_val, setup))
+    visits = certainty.visits_of(train, val, setup, stop)
     return certainty.complete(run, train, val, visits, setup.device)
-
-
-def visit(
-    patches: PatchSet,
-    sources: Sequence[Source],
-    setup: Setup,
-    model: nn.Module,
-    take: Take,
-    width: int,
-    chosen: np.ndarray | None = None,
-) -> Tensor:
-    """Have each patch's answers seen, as evaluation.visit does, by its features: (n, width)."""
-    labels = torch.from_numpy(patches.labels.astype(np.int64)).to(setup.device)
-    is_chosen = torch.ones(len(patches), dtype=torch.bool)
-    if chosen is not None:
-        is_chosen[:] = False
-        is_chosen[torch.from_numpy(chosen)] = True
-    results = [torch.empty(0, width)]
-    model.eval()
-    with torch.inference_mode(), devices.autocast(setup.device, setup.dtype):
-        for block, rows in features.blocks(sources):
-            for start in range(0, len(block), BLOCK):
-                within = slice(rows.start + start, min(rows.start + start + BLOCK, rows.stop))
-                taken = is_chosen[within]
-                part = block[start : start + BLOCK][taken].to(setup.device).float()
-                answer = take(model.fc(part).float(), part, labels[within][taken.to(setup.device)])
-                results.append(devices.to_cpu(answer))
-    return torch.cat(results)
 
 
 def find_features(

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dl_slicer.model import familiarity
-from dl_slicer.model.familiarity import Known, Moments
+from dl_slicer.model.familiarity import Inside, Known, Moments
 
 CLASSES = 3
 WIDTH = 6
@@ -18,6 +18,18 @@ def features_of(labels, seed, spread=1.0):
     return (centres[labels] + spread * rng.normal(0, 1, (len(labels), WIDTH)) @ mixed).astype("f4")
 
 
+def inside(middle, strength=10.0):
+    """What a network computes: these channels, and features of this length."""
+    middle = torch.as_tensor(middle)
+    features = torch.zeros(len(middle), 2 * WIDTH)
+    features[:, 0] = torch.as_tensor(strength, dtype=torch.float32)
+    return Inside(middle, features)
+
+
+def strengths(count, seed):
+    return np.random.default_rng(seed).normal(10, 1, count).astype("f4")
+
+
 @pytest.fixture(scope="module")
 def known():
     train = np.arange(600) % CLASSES
@@ -27,7 +39,7 @@ def known():
         moments.add(features[rows], torch.from_numpy(train)[rows])
     found = moments.known()
     val = np.arange(3 * 150) % CLASSES
-    found.distances = found.nearest(torch.from_numpy(features_of(val, 3)))[0]
+    found.distances = found.nearest(inside(features_of(val, 3), strengths(450, 4)))[0]
     found.labels = torch.from_numpy(val)
     return found
 
@@ -42,29 +54,37 @@ def test_distances_are_those_of_the_formula(known):
     shrunk = (1 - share) * covariance + share * np.eye(WIDTH) * np.trace(covariance) / WIDTH
     inverse = np.linalg.inv(shrunk)
     others = features_of(np.array([0, 1, 2, 2, 0]), 7, spread=2.0)
-    distances, nearest = known.nearest(torch.from_numpy(others))
-    for row, distance, label in zip(others.astype(float), distances, nearest, strict=True):
+    distances, nearest = known.nearest(inside(others, 7.5))
+    assert distances[:, 1].tolist() == pytest.approx([-7.5] * 5)
+    for row, distance, label in zip(others.astype(float), distances[:, 0], nearest, strict=True):
         squares = [(row - mean) @ inverse @ (row - mean) for mean in means]
         assert float(distance) == pytest.approx(min(squares), rel=1e-3)
         assert int(label) == int(np.argmin(squares))
 
 
 def test_familiarity_counts_val_patches_of_the_nearest_city(known):
-    others = torch.from_numpy(features_of(np.array([0, 1, 2, 2, 0]), 7, spread=2.0))
+    others = inside(features_of(np.array([0, 1, 2, 2, 0]), 7, spread=1.3), strengths(5, 9))
     distances, nearest = known.nearest(others)
-    found = known.familiarity(others)
-    for familiar, distance, label in zip(found, distances, nearest, strict=True):
+
+    def smaller_share(of_city, distance):
+        return min(float((of_city[:, k] >= distance[k]).double().mean()) for k in (0, 1))
+
+    for familiar, distance, label in zip(
+        known.familiarity(others), distances, nearest, strict=True
+    ):
         of_city = known.distances[known.labels == label]
-        farther = int((of_city >= distance).sum())
+        own = smaller_share(of_city, distance)
+        farther = sum(smaller_share(of_city, each) <= own for each in of_city)
         assert familiar == pytest.approx((1 + farther) / (1 + len(of_city)))
 
 
 def test_patches_like_val_are_evenly_familiar_and_others_are_not(known):
-    alike = known.familiarity(torch.from_numpy(features_of(np.arange(3000) % 3, 11)))
+    middle = features_of(np.arange(3000) % 3, 11)
+    alike = known.familiarity(inside(middle, strengths(3000, 12)))
     assert np.mean(alike <= 0.05) == pytest.approx(0.05, abs=0.03)
     assert np.median(alike) == pytest.approx(0.5, abs=0.1)
-    far = torch.from_numpy(features_of(np.arange(30) % 3, 11)) + 100
-    assert (known.familiarity(far) <= familiarity.UNLIKE).all()
+    assert (known.familiarity(inside(middle + 100)) <= familiarity.UNLIKE).all()  # of other kind
+    assert (known.familiarity(inside(middle, 4.0)) <= familiarity.UNLIKE).all()  # too weak
 
 
 def test_below_99_val_patches_a_city_it_cannot_be_told(known):
@@ -74,7 +94,7 @@ def test_below_99_val_patches_a_city_it_cannot_be_told(known):
             known.means, known.axes, known.patches, known.distances[keep], known.labels[keep]
         )
 
-    far = torch.from_numpy(features_of(np.arange(9) % 3, 11)) + 100
+    far = inside(features_of(np.arange(9) % 3, 11) + 100)
     assert np.isnan(with_patches(98).familiarity(far)).all()
     assert with_patches(98).few() == [0, 1, 2]
     enough = with_patches(99)
@@ -84,7 +104,7 @@ def test_below_99_val_patches_a_city_it_cannot_be_told(known):
 
 
 def test_precision_does_not_depend_on_autocast(known):
-    others = torch.from_numpy(features_of(np.arange(9) % 3, 11))
+    others = inside(features_of(np.arange(9) % 3, 11))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         distances, _ = known.nearest(others)
     assert torch.allclose(distances, known.nearest(others)[0])
@@ -107,12 +127,12 @@ def test_features_that_never_vary_are_no_trouble():
     moments.add(features, torch.arange(10) % 2)
     found = moments.known()
     assert found.axes.isfinite().all()
-    distances, _ = found.nearest(torch.tensor([[4.0, 0, 0, 0], [4.0, 50, 0, 0]]))
-    assert distances[1] > 100 * distances[0]
+    distances, _ = found.nearest(inside([[4.0, 0, 0, 0], [4.0, 50, 0, 0]]))
+    assert distances[1, 0] > 100 * distances[0, 0]
 
 
 def test_what_a_checkpoint_holds_is_checked(known):
-    model = {"fc.weight": torch.zeros(CLASSES, WIDTH)}
+    model = {"fc.weight": torch.zeros(CLASSES, 2 * WIDTH)}
     right = known.as_dict()
     assert familiarity.is_right(right, model, CLASSES)
     wrong = [
@@ -126,6 +146,7 @@ def test_what_a_checkpoint_holds_is_checked(known):
         right | {"means": right["means"] * torch.nan},
         right | {"axes": right["axes"][:, :3]},
         right | {"distances": right["distances"][:-1]},
+        right | {"distances": right["distances"][:, :1]},
         right | {"distances": right["distances"].tolist()},
         right | {"labels": right["labels"] + 1},
         right | {"labels": right["labels"] - 1},

@@ -10,7 +10,7 @@ from training_runs import assert_same, load
 
 import train_classification
 from dl_slicer.model import checkpoints, evaluation, familiarity, temperature
-from dl_slicer.model.familiarity import Known
+from dl_slicer.model.familiarity import Inside, Known
 from dl_slicer.patch_sets import reading
 from dl_slicer.training import certainty
 
@@ -21,8 +21,14 @@ def answers(data, finished):
     model, checkpoint = checkpoints.load_checkpoint(finished / "last.pth")
     setup = evaluation.Setup(torch.device("cpu"), evaluation_dtype(finished))
     sets = [reading.open_split(data, split) for split in ("train", "val")]
-    found = [evaluation.evaluate(model, patches, setup) for patches in sets]
-    return checkpoint, sets, found
+    with evaluation.seen_inside(model) as passes:
+        found = [evaluation.evaluate(model, patches, setup) for patches in sets]
+    middle = torch.cat([each.middle for each in passes])
+    inside = [
+        Inside(part, each.features)
+        for part, each in zip(middle.split([len(each) for each in sets]), found, strict=True)
+    ]
+    return checkpoint, sets, inside, found
 
 
 def evaluation_dtype(run):
@@ -30,20 +36,20 @@ def evaluation_dtype(run):
 
 
 def test_the_temperature_is_that_of_all_val_logits_at_once(answers):
-    checkpoint, (_, val), (_, of_val) = answers
+    checkpoint, (_, val), _, (_, of_val) = answers
     expected = temperature.fit_temperature(of_val.logits, val.labels)
     assert checkpoint.temperature == pytest.approx(expected, rel=1e-3)
 
 
 def test_what_is_known_is_that_of_all_features_at_once(answers):
-    checkpoint, (train, val), (of_train, of_val) = answers
+    checkpoint, (train, val), (of_train, of_val), _ = answers
     known = Known(**checkpoint.familiarity)
     labels = torch.from_numpy(train.labels.astype(np.int64))
     assert known.patches == len(train)
     for label in range(len(train.classes)):
-        mean = of_train.features[labels == label].double().mean(0)
+        mean = of_train.middle[labels == label].double().mean(0)
         assert torch.allclose(known.means[label].double(), mean, rtol=1e-3, atol=1e-4)
-    distances, _ = known.nearest(of_val.features)
+    distances, _ = known.nearest(of_val)
     assert torch.allclose(known.distances, distances, rtol=1e-3, atol=1e-2)
     assert known.labels.tolist() == val.labels.tolist()
 
