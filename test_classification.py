@@ -94,7 +94,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = read_flags(argv)
     # Only now: torch takes seconds to import, and a wrong flag is told at once.
     import torch
-    from torch.nn.functional import cross_entropy
 
     from dl_slicer import distributed
     from dl_slicer.model import checkpoints, devices, evaluation
@@ -129,13 +128,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         evaluation.check_finite(logits, dtype)
 
-        predictions = tables.collect(patch_set, classes, logits, features)
-        loss = cross_entropy(logits, torch.from_numpy(predictions.true)).item()
+        predictions = tables.collect(patch_set, classes, logits, features, checkpoint.temperature)
+        losses = tables.losses(logits, predictions.true, checkpoint.divisor)
         circumstances = describe_circumstances(args, checkpoint, patch_set, device, dtype)
-        results = tables.write_results(new, predictions, {"loss": loss} | circumstances)
+        results = tables.write_results(new, predictions, losses | circumstances)
         tables.print_results(results)
-        if gone_by is not None:
-            cue_tables.write_cues(new, gone_by, predictions)
+        cue_tables.write_cues(new, gone_by, predictions)
         sheets = portraits.write_portraits(
             new, model, checkpoint, patch_set, logits, results.nearest
         )
@@ -149,36 +147,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if fault:
         raise fault
     print(f"the report, to be opened in a browser:\n{out / 'report.html'}")
-
-
-def find_cues(
-    model: nn.Module,
-    checkpoint: Checkpoint,
-    patch_set: PatchSet,
-    train: PatchSet | None,
-    setup: Setup,
-    answers: tuple[torch.Tensor, torch.Tensor],
-) -> Cues | None:
-    """--cues: measure what the network goes by; None without train patches, that is, without it.
-
-    answers: logits and features of the patches as they are. All processes take part.
-    """
-    from dl_slicer.model import evaluation
-    from dl_slicer.results import cues
-
-    if train is None:
-        return None
-    logits, features = answers
-    evaluation.check_finite(logits, setup.dtype)
-    return cues.measure(
-        model,
-        patch_set,
-        train,
-        setup,
-        evaluation.Answers(logits, features),
-        checkpoint.patch_size,
-        checkpoint.metres_a_pixel,
-    )
 
 
 def say_doubts(patch_set: PatchSet) -> None:
@@ -210,6 +178,36 @@ def write_explorers(new: Path) -> None:
 
     for folder in sorted(new.glob("*.explorer")):
         explorer.write_explorer(folder)
+
+
+def find_cues(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    patch_set: PatchSet,
+    train: PatchSet | None,
+    setup: Setup,
+    answers: tuple[torch.Tensor, torch.Tensor],
+) -> Cues | None:
+    """--cues: measure what the network goes by; None without train patches, that is, without it.
+
+    answers: logits and features of the patches as they are. All processes take part.
+    """
+    from dl_slicer.model import evaluation
+    from dl_slicer.results import cues
+
+    if train is None:
+        return None
+    logits, features = answers
+    evaluation.check_finite(logits, setup.dtype)
+    return cues.measure(
+        model,
+        patch_set,
+        train,
+        setup,
+        evaluation.Answers(logits, features),
+        checkpoint.patch_size,
+        checkpoint.metres_a_pixel,
+    )
 
 
 def output_folder(args: Namespace) -> Path:

@@ -57,6 +57,9 @@ class Metrics:
     image_size: int | None
     trained_stride: int | None
     allow_overlap: bool = False  # whether some ground is in training and in test
+    temperature: float | None = None  # of the stated probabilities; None: not known, it is 1
+    ece_untempered: float | None = None  # None in results of before
+    raster_accuracy_untempered: float | None = None  # None in results of before
 
 
 @dataclass(frozen=True)

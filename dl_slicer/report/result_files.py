@@ -163,7 +163,17 @@ def _metrics(found: dict) -> Metrics:
         image_size=optional(whole_number, found.get("image_size")),
         trained_stride=optional(whole_number, found.get("trained_stride")),
         allow_overlap=bool(found.get("allow_overlap")),
+        temperature=optional(_temperature, found.get("temperature")),
+        ece_untempered=optional(number, found.get("ece_untempered")),
+        raster_accuracy_untempered=optional(number, found.get("raster_accuracy_untempered")),
     )
+
+
+def _temperature(value: Any) -> float:
+    found = number(value)
+    if found <= 0:
+        raise ValueError(f"temperature: {value}")
+    return found
 
 
 def _confused_pair(found: dict) -> ConfusedPair:

@@ -22,11 +22,14 @@ from dl_slicer.results.tables import Predictions, write_dicts
 UNALTERED = "unaltered"
 
 
-def write_cues(out: Path, cues: Cues, predictions: Predictions) -> dict:
+def write_cues(out: Path, cues: Cues | None, predictions: Predictions) -> None:
     """Write cues.csv, controls.json, colour_alone.csv and cues.png and .pdf into a folder.
 
-    predictions: of the measured patches as they are. Returns what controls.json says.
+    Nothing without cues, that is, where --cues was not asked for. predictions: of the measured
+    patches as they are. Then print what was found.
     """
+    if cues is None:
+        return
     rows = list(cue_rows(cues, predictions))
     model = colour_alone.fit(cues.train_colours, cues.colour_sample)
     by_colour = model.classify(cues.colours)
@@ -61,7 +64,6 @@ def write_cues(out: Path, cues: Cues, predictions: Predictions) -> dict:
         json.dump(controls, file, indent=1, ensure_ascii=False, allow_nan=False)
     cue_plots.draw_cues(out / "cues", rows, controls)
     print_cues(rows, controls)
-    return controls
 
 
 def cue_rows(cues: Cues, predictions: Predictions) -> Iterator[dict]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dl_slicer.cli import InputError, printable
 from dl_slicer.model import devices, evaluation
-from dl_slicer.model.evaluation import Answers, Setup
+from dl_slicer.model.evaluation import Answers, Setup, Watch
 from dl_slicer.patch_sets import on_disk, reading, transforms
 from dl_slicer.patch_sets.reading import PatchSet
 from dl_slicer.results import alterations, colour_alone, refitting, train_samples
@@ -28,6 +28,7 @@ from dl_slicer.results.train_samples import Sample
 
 SEED = 0
 USUAL_METRES = 0.417  # of a pixel of the published rasters
+FROM_FILES = "files"  # few of the train patches: not all need come onto a GPU
 SHARE = 0.4  # train patches for the last layer, beside each measured patch
 FEWEST_A_CITY = 30  # train patches for the last layer, if a city has so many
 MOST_PATCHES = 20_000  # of all cities together: 160 MB of features of ResNet-50
@@ -174,7 +175,7 @@ def measure_altered(work: Measuring, sample: Sample, alteration: Alteration) -> 
 
     with work.model.fc.register_forward_pre_hook(keep):
         (found,) = evaluation.of_batches(
-            work.measured, work.setup, classify, (2,), desc=alteration.name
+            work.measured, work.setup, classify, (2,), Watch(alteration.name)
         )
     shown, refitted = found.unbind(1)
     return Measured(_numbers(shown), _numbers(refitted), layer.penalty)
@@ -198,8 +199,9 @@ def altered_features(work: Measuring, sample: Sample, alteration: Alteration | N
             work.setup,
             features,
             (work.model.fc.in_features,),
+            Watch(f"{alteration.name if alteration else 'unaltered'}, train"),
             sample.rows,
-            f"{alteration.name if alteration else 'unaltered'}, train",
+            FROM_FILES,
         )
     return found
 
@@ -246,7 +248,13 @@ def find_colours(
             return (colour_alone.describe_colours(images),)
 
     (found,) = evaluation.of_batches(
-        patch_set, setup, describe, (colour_alone.WIDTH,), rows, "colours"
+        patch_set,
+        setup,
+        describe,
+        (colour_alone.WIDTH,),
+        Watch("colours"),
+        rows,
+        None if rows is None else FROM_FILES,
     )
     return found.numpy()
 
