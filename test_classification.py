@@ -10,6 +10,7 @@ Writes, by default into checkpoints/<run>/<split>/:
     reliability.png                     how often the network is right where it is so sure
     similarity.csv, .png, nearest.csv   which cities resemble each other, in two views
     portraits/                          what makes each city itself, and where it could be another
+    cues.csv, .png, controls.json, colour_alone.csv     with --cues: what it goes by
     report.html                         all of it on one page, to be opened in a browser
     logits.npy                          with --logits
     contents.json                       these files, which the next call replaces, and the flags
@@ -37,7 +38,9 @@ if TYPE_CHECKING:  # names of types alone: torch is imported when the flags have
     from torch import nn
 
     from dl_slicer.model.checkpoints import Checkpoint
+    from dl_slicer.model.evaluation import Setup
     from dl_slicer.patch_sets.reading import PatchSet
+    from dl_slicer.results.cues import Cues
 
 COMMAND = "test_classification.py"
 
@@ -52,6 +55,12 @@ def read_flags(argv: Sequence[str] | None = None) -> Namespace:
         action="store_true",
         help="test-time augmentation: the mean over the eight symmetries of each patch;"
         " eight times the time",
+    )
+    model.add_argument(
+        "--cues",
+        action="store_true",
+        help="what does it go by? The same patches without colour, fine texture, layout and so on,"
+        " and colour alone as a control; at most 25 times the time, and the train patches are read",
     )
     data = parser.add_argument_group("data")
     flags.add_data(data)
@@ -81,6 +90,9 @@ def read_flags(argv: Sequence[str] | None = None) -> Namespace:
     args = parser.parse_args(argv)
     if args.images and args.tta:
         parser.error("--tta: is for the patches of a split, not for --images")
+    if args.cues and (args.images or args.tta):
+        other = "--images" if args.images else "--tta"
+        parser.error(f"--cues: measures the patches of a split as they are, without {other}")
     return args
 
 
@@ -89,12 +101,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = read_flags(argv)
     # Only now: torch takes seconds to import, and a wrong flag is told at once.
     import torch
-    from torch.nn.functional import cross_entropy
 
     from dl_slicer import distributed
     from dl_slicer.model import checkpoints, devices, evaluation
     from dl_slicer.patch_sets import reading
-    from dl_slicer.results import portraits, result_folder, tables
+    from dl_slicer.results import cue_tables, cues, portraits, result_folder, tables
 
     device = devices.pick_device(distributed.join(args.device))
     dtype = devices.pick_dtype(args.amp, device)
@@ -107,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     patch_set = reading.open_split(args.data, args.split, checkpoint.image_size)
     classes = checkpoints.class_names(checkpoint, patch_set, args.data, args.checkpoint)
     checkpoints.check_sizes(patch_set, checkpoint, args.data, args.checkpoint)
+    train = cues.open_train(args.data, checkpoint.image_size, classes) if args.cues else None
 
     call = result_folder.Call(
         output_folder(args), COMMAND, vars(args), "metrics.json", made_later=["report.html"]
@@ -117,17 +129,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         setup = evaluation.Setup(device, dtype, checkpoint.mean, checkpoint.std, workers)
         logits, features = evaluation.evaluate(model, patch_set, setup, tta=args.tta)
         seconds = time.time() - started
+        gone_by = find_cues(model, checkpoint, patch_set, train, setup, (logits, features))
         distributed.leave()
         if new is None:  # another process writes the results
             return
         evaluation.check_finite(logits, dtype)
 
-        predictions = tables.collect(patch_set, classes, logits, features)
-        loss = cross_entropy(logits, torch.from_numpy(predictions.true)).item()
+        predictions = tables.collect(patch_set, classes, logits, features, checkpoint.temperature)
+        losses = tables.losses(logits, predictions.true, checkpoint.divisor)
         circumstances = describe_circumstances(args, checkpoint, patch_set, device, dtype)
-        results = tables.write_results(new, predictions, {"loss": loss} | circumstances)
+        results = tables.write_results(new, predictions, losses | circumstances)
         write_logits(args, new, logits)
         tables.print_results(results)
+        cue_tables.write_cues(new, gone_by, predictions)
         sheets = portraits.write_portraits(
             new, model, checkpoint, patch_set, logits, results.nearest
         )
@@ -183,6 +197,36 @@ def write_explorers(new: Path) -> None:
 
     for folder in sorted(new.glob("*.explorer")):
         explorer.write_explorer(folder)
+
+
+def find_cues(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    patch_set: PatchSet,
+    train: PatchSet | None,
+    setup: Setup,
+    answers: tuple[torch.Tensor, torch.Tensor],
+) -> Cues | None:
+    """--cues: measure what the network goes by; None without train patches, that is, without it.
+
+    answers: logits and features of the patches as they are. All processes take part.
+    """
+    from dl_slicer.model import evaluation
+    from dl_slicer.results import cues
+
+    if train is None:
+        return None
+    logits, features = answers
+    evaluation.check_finite(logits, setup.dtype)
+    return cues.measure(
+        model,
+        patch_set,
+        train,
+        setup,
+        evaluation.Answers(logits, features),
+        checkpoint.patch_size,
+        checkpoint.metres_a_pixel,
+    )
 
 
 def output_folder(args: Namespace) -> Path:

@@ -255,7 +255,7 @@ def probe_run(args: argparse.Namespace, given: list[str]) -> None:
     workers = args.workers if args.workers is not None else train.default_workers
     setup = evaluation.Setup(device, dtype, workers=workers)
     run = probes.begin_or_find(args, train, val, device, dtype)
-    if run.epoch == 0:
+    if not run.is_judged:
         stop = signals.catch_signals()
         runs.start_writing(run, given, device)
         run.say(preparing.describe(args, setup, train, val))
@@ -297,6 +297,7 @@ def train_run(args: argparse.Namespace, given: list[str]) -> None:
     started = time.time()
     with runs.watched(run, train):
         is_done = train_epochs(run, network, train, val, setup, stop)
+        is_done = is_done and judge(run, train, val, setup, stop)
     if is_done:
         run.say(
             f"{run.folder}: best.pth is epoch {run.best['epoch']}"
@@ -344,9 +345,22 @@ def train_epochs(
         else:
             run.save("last.pth")
         if distributed.RANK == 0:
-            history.write_history(run.folder, run.history)
+            history.write_history(run.folder, run.told_history)
         run.say(history.describe(run.history[-1], args.epochs, is_best))
     return True
+
+
+def judge(
+    run: "Run", train: "PatchSet", val: "PatchSet", setup: "Setup", stop: Callable[[], bool]
+) -> bool:
+    """Have both checkpoints learn how sure they should be. Give False if stop() said True."""
+    from dl_slicer.training import certainty
+
+    visits = certainty.visits_of(train, val, setup, stop)
+    is_done = certainty.complete(run, train, val, visits, setup.device)
+    if not is_done:
+        run.say("stopped after the last epoch; the same command with --resume does what is left")
+    return is_done
 
 
 if __name__ == "__main__":

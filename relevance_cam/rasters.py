@@ -82,16 +82,44 @@ def mean_by_place(corners: Sequence[Corner], probabilities: np.ndarray, grid: Gr
     columns = _cells(grid.width, grid.step)
     sums = np.zeros((rows, columns, probabilities.shape[1]))
     counts = np.zeros((rows, columns))
-    for (y, x), probability in zip(corners, probabilities, strict=True):
-        spot = (
-            slice(y // grid.step, _cells(y + grid.size, grid.step)),
-            slice(x // grid.step, _cells(x + grid.size, grid.step)),
-        )
+    for corner, probability in zip(corners, probabilities, strict=True):
+        spot = _spot(corner, grid)
         sums[spot] += probability
         counts[spot] += 1
     counts[counts == 0] = np.nan
     sums /= counts[..., None]
     return sums
+
+
+def median_by_place(corners: Sequence[Corner], values: np.ndarray, grid: Grid) -> np.ndarray:
+    """Median (rows, cols) of the values of the windows over each place, on a grid a step wide.
+
+    corners, values (n,): of the windows. NaN is no value; a place without one is NaN.
+    """
+    shape = (_cells(grid.height, grid.step), _cells(grid.width, grid.step))
+    told = [(_spot(each, grid), value) for each, value in zip(corners, values, strict=True)]
+    told = [(spot, value) for spot, value in told if not np.isnan(value)]
+    counts = np.zeros(shape, int)
+    for spot, _ in told:
+        counts[spot] += 1
+    known = np.full((counts.max(initial=0) + 1, *shape), np.inf)  # which stands after all values
+    rows, columns = np.indices(shape)
+    used = np.zeros(shape, int)
+    for spot, value in told:
+        known[used[spot], rows[spot], columns[spot]] = value
+        used[spot] += 1
+    known.sort(0)
+    lower, upper = (known[half, rows, columns] for half in ((counts - 1) // 2, counts // 2))
+    return np.where(counts > 0, (lower + upper) / 2, np.nan)
+
+
+def _spot(corner: Corner, grid: Grid) -> tuple[slice, slice]:
+    """The places that the window at a corner lies over."""
+    y, x = corner
+    return (
+        slice(y // grid.step, _cells(y + grid.size, grid.step)),
+        slice(x // grid.step, _cells(x + grid.size, grid.step)),
+    )
 
 
 def _cells(length: int, step: int) -> int:

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import test_classification
 import train_classification
 from dl_slicer.model import devices
+from dl_slicer.results import refitting
 from relevance_cam import __main__ as saliency_command
 
 MAY_TAKE_OFF = (ROOT / "dl_slicer" / "model" / "devices.py", ROOT / "relevance_cam")
@@ -159,6 +160,13 @@ def test_training(device_without_float64, data, tmp_path):
 def test_testing(device_without_float64, data, finished, tmp_path):
     where = [*checkpoint_flags(finished, tmp_path / "out"), "--data", str(data), "--amp", "off"]
     test_classification.main([*where, "--tta"])
+
+
+def test_cues(device_without_float64, data, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(refitting, "STEPS", 4)  # each is alike, and slow under the guard
+    monkeypatch.setattr(refitting, "CHOOSING_STEPS", 4)
+    where = [*checkpoint_flags(finished, tmp_path / "out"), "--data", str(data), "--amp", "off"]
+    test_classification.main([*where, "--cues"])
 
 
 def test_images(device_without_float64, finished, tmp_path, raster):

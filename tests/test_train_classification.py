@@ -74,6 +74,8 @@ def test_run_leaves_what_the_design_says(data, finished):
         "bands",
         "stretch",
         "max_nodata",
+        "temperature",
+        "familiarity",
     }
     # Of rasters without georeference nothing is known.
     assert last["ground_resolution"] is last["metres_a_pixel"] is None

@@ -12,7 +12,15 @@ from dl_slicer import cities
 from dl_slicer.cli import InputError, printable, say
 from dl_slicer.distributed import RANK
 from dl_slicer.files import atomic
-from dl_slicer.model import architectures, foreign_checkpoints, networks, own_files, pickles
+from dl_slicer.model import (
+    architectures,
+    familiarity,
+    foreign_checkpoints,
+    networks,
+    own_files,
+    pickles,
+    temperature,
+)
 from dl_slicer.patch_sets import on_disk
 from dl_slicer.patch_sets.rasters import View
 from dl_slicer.patch_sets.reading import ArrayPatches, JpegPatches
@@ -52,6 +60,14 @@ class Checkpoint:
     bands: list[int] | None = None
     stretch: list[float] | str | None = None  # a range of values, "auto", None
     max_nodata: float = on_disk.MAX_NODATA
+    # What training ends with: how sure the network is, and what it knows. Older files: not known.
+    temperature: float | None = None  # by which logits are divided before they are probabilities
+    familiarity: dict | None = None  # as familiarity.Known.as_dict gives it
+
+    @property
+    def divisor(self) -> float:
+        """What logits are divided by: the temperature, 1 where it is not known."""
+        return temperature.NEUTRAL if self.temperature is None else self.temperature
 
     @property
     def view(self) -> View:
@@ -182,6 +198,10 @@ def check_fields(checkpoint: Checkpoint, content: dict, path: Path) -> None:
         or on_disk.is_whole_number(checkpoint.patch_size),
         "stride": checkpoint.stride is None or on_disk.is_whole_number(checkpoint.stride),
         "epoch": checkpoint.epoch is None or on_disk.is_whole_number(checkpoint.epoch, least=0),
+        "temperature": checkpoint.temperature is None
+        or temperature.is_temperature(checkpoint.temperature),
+        "familiarity": checkpoint.familiarity is None
+        or familiarity.is_right(checkpoint.familiarity, checkpoint.model, outputs),
         **_check_view(checkpoint),
     }
     for key in ("optimizer", "metrics", "args"):

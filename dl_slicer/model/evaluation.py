@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -13,6 +15,7 @@ from tqdm import tqdm
 from dl_slicer.cli import InputError
 from dl_slicer.distributed import RANK, WORLD, total
 from dl_slicer.model import devices, networks
+from dl_slicer.model.familiarity import Inside
 from dl_slicer.patch_sets import batching, transforms
 from dl_slicer.patch_sets.reading import PatchSet
 
@@ -33,6 +36,38 @@ class Answers(NamedTuple):
 
     logits: Tensor  # (N, classes)
     features: Tensor  # (N, D): what the last layer is given
+
+
+@contextmanager
+def seen_inside(model: nn.Module | None) -> Iterator[list[Inside]]:
+    """Give a list to which each pass of the network adds what it has computed on its way.
+
+    None: nothing is added.
+    """
+    passes: list[Inside] = []
+    middle: list[Tensor] = []
+
+    def keep_middle(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        middle.append(output.float().mean((2, 3)))
+
+    def keep_features(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        passes.append(Inside(middle.pop(), inputs[0].float()))
+
+    if model is None:
+        yield passes
+        return
+    with (
+        model.layer3.register_forward_hook(keep_middle),
+        model.fc.register_forward_pre_hook(keep_features),
+    ):
+        yield passes
+
+
+class Watch(NamedTuple):
+    """How a pass over patches is seen from outside."""
+
+    desc: str = "evaluating"  # what its progress bar is called
+    stop: Callable[[], bool] = lambda: False  # asked after each batch; True ends the work
 
 
 def evaluate(model: nn.Module, patch_set: PatchSet, setup: Setup, tta: bool = False) -> Answers:
@@ -61,7 +96,7 @@ def evaluate(model: nn.Module, patch_set: PatchSet, setup: Setup, tta: bool = Fa
 
     widths = (len(patch_set.classes), model.fc.in_features)
     with model.fc.register_forward_pre_hook(keep_features):
-        answers = _of_all_batches(model, patch_set, setup, logits_and_features, widths)
+        answers = _of_all_batches(model, patch_set, setup, logits_and_features, widths, Watch())
     return Answers(*answers)
 
 
@@ -89,7 +124,35 @@ def score(
             confusion.index_put_((labels, predicted), torch.ones_like(labels), accumulate=True)
         return (torch.stack([loss, (predicted == labels).float()], 1),)
 
-    answers = _of_all_batches(model, patch_set, setup, loss_and_is_right, (2,), desc, stop)
+    answers = _of_all_batches(model, patch_set, setup, loss_and_is_right, (2,), Watch(desc, stop))
+    return None if answers is None else answers[0]
+
+
+# What is to be made of a batch: of logits (n, classes), what was computed before them, and labels.
+Take = Callable[[Tensor, Inside, Tensor], Tensor]
+
+
+def visit(
+    model: nn.Module,
+    patch_set: PatchSet,
+    setup: Setup,
+    take: Take,
+    width: int,
+    watch: Watch,
+    chosen: np.ndarray | None = None,
+) -> Tensor | None:
+    """Have each patch's answers seen, and keep nothing but what take() makes of them: (n, width).
+
+    chosen: numbers of the patches, rising; None for all of them. None if watch.stop() said True.
+    With several processes each one's take() sees its batches alone, on its device.
+    """
+
+    def answer(images: Tensor, labels: Tensor) -> tuple[Tensor]:
+        logits = model(images).float()
+        return (take(logits, passes.pop(), labels),)
+
+    with seen_inside(model) as passes:
+        answers = _of_all_batches(model, patch_set, setup, answer, (width,), watch, chosen)
     return None if answers is None else answers[0]
 
 
@@ -155,42 +218,67 @@ def _of_all_batches(
     setup: Setup,
     answer: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
     widths: Sequence[int],
-    desc: str = "evaluating",
-    stop: Callable[[], bool] = lambda: False,
+    watch: Watch,
+    chosen: np.ndarray | None = None,
 ) -> list[Tensor] | None:
     """Put what answer(images, labels) gives for each batch into one tensor (N, width) a result.
 
-    None if stop() said True.
+    chosen: numbers of the patches that are meant; None for all. None if watch.stop() said True.
     """
+
+    def answer_normalised(images: Tensor, labels: Tensor, place: slice) -> tuple[Tensor, ...]:
+        return answer(transforms.normalise(images, setup.mean, setup.std), labels)
+
     model.eval()
+    return of_batches(patch_set, setup, answer_normalised, widths, watch, chosen)
+
+
+def of_batches(
+    patch_set: PatchSet,
+    setup: Setup,
+    answer: Callable[[Tensor, Tensor, slice], tuple[Tensor, ...]],
+    widths: Sequence[int],
+    watch: Watch,
+    chosen: np.ndarray | None = None,
+    storage: str | None = None,
+) -> list[Tensor] | None:
+    """Put what answer(images, labels, place) gives of patches into one tensor (N, width) a result.
+
+    images: uint8 (n, size, size, 3), labels: int64 (n,), both on the device; place: where these
+    patches stand among the N. chosen: the numbers of the N patches; None: all. storage: as of
+    batching.batches; "files" where a few of very many need not bring all onto a GPU. Float32 on the
+    CPU; None if watch.stop() said True.
+    With several processes each computes every WORLD-th batch and all get the whole.
+    """
+    numbers = range(len(patch_set)) if chosen is None else chosen
+    count = len(numbers)
     device = setup.device
     size = batch_size(device)
-    starts = range(0, len(patch_set), size)
-    order = [range(start, min(start + size, len(patch_set))) for start in starts]
-    batches = batching.batches(patch_set, order[RANK::WORLD], device, setup.workers)
-    results = [torch.zeros(len(patch_set), width, device=device) for width in widths]
+    places = [slice(first, min(first + size, count)) for first in range(0, count, size)]
+    read = [numbers[place] for place in places[RANK::WORLD]]
+    batches = batching.batches(patch_set, read, device, setup.workers, storage)
+    results = [torch.zeros(count, width, device=device) for width in widths]
     with (
         torch.inference_mode(),
         devices.autocast(device, setup.dtype),
         devices.explain_out_of_memory(size),
         tqdm(
-            total=len(patch_set),
-            desc=desc,
+            total=count,
+            desc=watch.desc,
             unit=" patches",
             disable=None if RANK == 0 else True,
             leave=False,
         ) as bar,
     ):
-        for turn in range(0, len(order), WORLD):
-            has_a_batch = turn + RANK < len(order)  # in the last turn only some processes have one
+        for turn in range(0, len(places), WORLD):
+            has_a_batch = turn + RANK < len(places)  # in the last turn only some processes do
             if has_a_batch:
-                batch = order[turn + RANK]
+                place = places[turn + RANK]
                 images, labels = next(batches)
-                images = transforms.normalise(images, setup.mean, setup.std)
-                for result, rows in zip(results, answer(images, labels), strict=True):
-                    result[batch.start : batch.stop] = rows
-            bar.update(sum(len(batch) for batch in order[turn : turn + WORLD]))
-            if stop():
+                for result, rows in zip(results, answer(images, labels, place), strict=True):
+                    result[place] = rows
+            bar.update(sum(place.stop - place.start for place in places[turn : turn + WORLD]))
+            if watch.stop():
                 return None
     # A patch's rows are 0 in all processes but one.
     return [devices.to_cpu(total(result)) for result in results]

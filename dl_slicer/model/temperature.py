@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dl_slicer.distributed import total
 from dl_slicer.model import devices
 
 HIGHEST = 20.0  # temperature; the lowest is its inverse
@@ -54,6 +55,16 @@ class Evidence:
                 self.sums = found
             else:
                 self.sums = Sums(*map(torch.add, self.sums, found))
+
+    def of_all_processes(self, classes: int, device: torch.device) -> "Evidence":
+        """Give what all processes have seen, on their devices. All must call it.
+
+        classes: K; device: of this process, which may have seen nothing.
+        """
+        if self.sums is None:
+            nothing = torch.zeros(0, classes, device=device)
+            self.sums = _sums_of(nothing, torch.zeros(0, dtype=torch.long, device=device))
+        return Evidence(Sums(*map(total, self.sums)))
 
     def temperature(self) -> float:
         """Give the temperature under which the patches are the likeliest.
@@ -94,6 +105,11 @@ def probabilities(logits: Tensor, temperature: float) -> Tensor:
     raised = torch.nextafter(highest, torch.full_like(highest, 2))
     own = found.gather(1, likeliest)
     return found.scatter(1, likeliest, torch.where(at == likeliest, own, raised))
+
+
+def is_temperature(value: object) -> bool:
+    """Whether a value can be a temperature as it is fitted here."""
+    return type(value) is float and 1 / HIGHEST <= value <= HIGHEST
 
 
 def log_inverses() -> np.ndarray:

@@ -89,6 +89,7 @@ def _data(explorer: Explorer, shares: str, maps: Sequence[bytes]) -> dict:
         "rows": explorer.rows,
         "cols": explorer.cols,
         "noData": explorer.no_data,
+        "unlike": explorer.unlike,
         "cities": [
             {"name": city.name, "colour": city.colour, "highest": most}
             for city, most in zip(explorer.cities, highest, strict=True)

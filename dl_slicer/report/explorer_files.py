@@ -60,6 +60,7 @@ class Explorer:
     picture: bytes
     shares: np.ndarray | None  # uint8 (rows, cols, cities), 255 is all
     no_data: list[int]  # places without data, counted row by row
+    unlike: list[int]  # places unlike any city that the network knows
     saliency: list[SaliencyLayer]
 
 
@@ -102,7 +103,8 @@ def _explorer(found: dict, folder: Path) -> Explorer:
         cities=cities,
         picture=_read_picture(folder, found["picture"], size, ("RGB", "L")),
         shares=_read_shares(folder, found.get("shares"), (rows, cols, len(cities))),
-        no_data=_place_numbers(found.get("no_data", []), rows * cols),
+        no_data=_place_numbers(found.get("no_data", []), "no_data", rows * cols),
+        unlike=_place_numbers(found.get("unlike", []), "unlike", rows * cols),
         saliency=_saliency(found.get("saliency", {}), folder, size),
     )
 
@@ -207,9 +209,9 @@ def _length(value: Any, what: str) -> float:
     return float(value)
 
 
-def _place_numbers(value: Any, places: int) -> list[int]:
+def _place_numbers(value: Any, what: str, places: int) -> list[int]:
     if not isinstance(value, list) or any(
         type(number) is not int or not 0 <= number < places for number in value
     ):
-        raise ValueError(f"no_data is no list of places from 0 to {places - 1}")
+        raise ValueError(f"{what} is no list of places from 0 to {places - 1}")
     return value

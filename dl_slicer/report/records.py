@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from dl_slicer.cities import city_code, labels
+from dl_slicer.report.cues_files import Cues
 
 # Which patches of a city a portrait shows. The second and fourth stand in where there are none of
 # the first and third.
@@ -56,6 +57,9 @@ class Metrics:
     image_size: int | None
     trained_stride: int | None
     allow_overlap: bool = False  # whether some ground is in training and in test
+    temperature: float | None = None  # of the stated probabilities; None: not known, it is 1
+    ece_untempered: float | None = None  # None in results of before
+    raster_accuracy_untempered: float | None = None  # None in results of before
 
 
 @dataclass(frozen=True)
@@ -199,6 +203,8 @@ class Results:
     log: list[Epoch]
     patch_set: PatchSet | None  # that was measured on
     training_set: PatchSet | None
+    cues: Cues | None = None  # with --cues
+    cues_picture: Picture | None = None
 
     @cached_property
     def _labels(self) -> dict[str, str]:

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dl_slicer.report.cues_files import read_cues
 from dl_slicer.report.file_reading import (
     ends,
     if_there,
@@ -72,6 +73,8 @@ def read_results(folder: Path, run_folder: str | Path | None = None) -> Results:
         log=if_there(run / "log.csv", read_table, _epoch, DO_WITHOUT) or [],
         patch_set=_read_patch_set(metrics.data),
         training_set=_read_patch_set(training.data) if training and training.data else None,
+        cues=if_there(folder / "cues.csv", read_cues),
+        cues_picture=if_there(folder / "cues.png", _read_png),
     )
 
 
@@ -163,7 +166,17 @@ def _metrics(found: dict) -> Metrics:
         image_size=optional(whole_number, found.get("image_size")),
         trained_stride=optional(whole_number, found.get("trained_stride")),
         allow_overlap=bool(found.get("allow_overlap")),
+        temperature=optional(_temperature, found.get("temperature")),
+        ece_untempered=optional(number, found.get("ece_untempered")),
+        raster_accuracy_untempered=optional(number, found.get("raster_accuracy_untempered")),
     )
+
+
+def _temperature(value: Any) -> float:
+    found = number(value)
+    if found <= 0:
+        raise ValueError(f"temperature: {value}")
+    return found
 
 
 def _confused_pair(found: dict) -> ConfusedPair:

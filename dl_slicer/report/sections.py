@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dl_slicer.report import charts, confusion, words
 from dl_slicer.report.commands import Command, commands
+from dl_slicer.report.cues_section import cues
 from dl_slicer.report.records import (
     City,
     ConfusedPair,
@@ -50,6 +51,7 @@ def sections(results: Results) -> list[Section]:
         ("confusions", "What is taken for what", confusions),
         ("resemblance", "Which cities resemble each other", resemblance),
         ("portraits", "What makes each city itself", portraits),
+        ("cues", "What does it go by?", cues),
         ("calibration", "Does it know when it is unsure?", calibration),
         ("training", "How it was trained", training),
         ("reproduce", "How to reproduce it", reproduce),

@@ -17,6 +17,7 @@ from dl_slicer import cities
 from dl_slicer.cli import InputError, printable
 from dl_slicer.files import atomic
 from dl_slicer.results import raster_figures
+from dl_slicer.results.familiar_places import Places
 from dl_slicer.results.raster_windows import SeenRaster
 from dl_slicer.results.result_folder import Call, listed_files, taken_names
 
@@ -79,19 +80,18 @@ def write(
     folder: Path,
     file: Path,
     seen: SeenRaster,
-    by_place: np.ndarray,
+    by_place: Places,
     classes: Sequence[str],
     saliency: Mapping[str, Saliency] | None = None,
     before: Path | None = None,
 ) -> None:
     """Write the layers of a raster into a folder named <name>.explorer.
 
-    file: where it was read; by_place: (rows, cols, K), NaN where there is no data; saliency:
-    {method: ...}; before: a folder of layers of which those of saliency are kept, if they are of
-    the same raster seen in the same way.
+    file: where it was read; saliency: {method: ...}; before: a folder of layers of which those of
+    saliency are kept, if they are of the same raster seen in the same way.
     """
-    rows, cols = by_place.shape[:2]
-    has_data = ~np.isnan(by_place[..., 0])
+    rows, cols = by_place.shares.shape[:2]
+    has_data = ~np.isnan(by_place.shares[..., 0])
     content = {
         "name": folder.name.removesuffix(FOLDER),
         "title": printable(Path(*file.parts[-3:])),
@@ -109,12 +109,13 @@ def write(
         "picture": "raster.jpg",
         "shares": "shares.u8",
         "no_data": np.flatnonzero(~has_data).tolist(),
+        "unlike": np.flatnonzero(by_place.unlike & has_data).tolist(),
         "saliency": {},
     }
     folder.mkdir(parents=True)
     with atomic(folder / "raster.jpg", sync=False) as opened:
         seen.picture.save(opened, "JPEG", quality=QUALITY)
-    shares = np.rint(255 * np.nan_to_num(by_place)).astype(np.uint8)
+    shares = np.rint(255 * np.nan_to_num(by_place.shares)).astype(np.uint8)
     with atomic(folder / "shares.u8", sync=False) as opened:
         opened.write(shares.tobytes())
     for method, explained in (saliency or {}).items():

@@ -21,6 +21,7 @@ from rasterio.windows import Window
 from dl_slicer import cities
 from dl_slicer.cli import InputError, printable
 from dl_slicer.patch_sets import gdal
+from dl_slicer.results.familiar_places import Places
 
 BLOCK = 256  # pixels of a side of a tile
 MOST_COLOURS = 255  # classes of a byte, whose last value is that of no data
@@ -83,11 +84,12 @@ def create(
         plain.unlink(missing_ok=True)
 
 
-def write_places(new: Path, name: str, cells: Cells, by_place: np.ndarray, classes: Sequence[str]):
-    """Write <name>.places.tif, .certainty.tif and .probabilities.tif.
+def write_places(new: Path, name: str, cells: Cells, places: Places, classes: Sequence[str]):
+    """Write <name>.places.tif, .certainty.tif and .probabilities.tif, and .familiarity.tif.
 
-    by_place: (rows, cols, K), NaN where there is no data.
+    The last one where it is known.
     """
+    by_place = places.shares
     has_data = ~np.isnan(by_place[..., 0])
     known = np.where(has_data[..., None], by_place, 0)
     _write_classes(new / f"{name}.places.tif", cells, known.argmax(-1), has_data, classes)
@@ -98,6 +100,10 @@ def write_places(new: Path, name: str, cells: Cells, by_place: np.ndarray, class
     with create(path, cells, classes, "float32", float("nan")) as dataset:
         for band in range(len(classes)):
             dataset.write(by_place[..., band].astype(np.float32), band + 1)
+    if places.familiarity is not None:
+        path = new / f"{name}.familiarity.tif"
+        with create(path, cells, ["familiarity"], "float32", float("nan")) as dataset:
+            dataset.write(places.familiarity.astype(np.float32), 1)
 
 
 def _write_classes(

@@ -10,6 +10,7 @@ from rasterio.crs import CRS
 from dl_slicer import cities
 from dl_slicer.files import atomic
 from dl_slicer.patch_sets import ground
+from dl_slicer.results.familiar_places import Places
 from dl_slicer.results.geotiffs import Cells
 
 NAMED = 5  # cities named for each place
@@ -18,11 +19,12 @@ DIGITS = 7  # of degrees: a centimetre
 Point = tuple[float, float]  # longitude, latitude in degrees
 
 
-def write_places(path: Path, cells: Cells, by_place: np.ndarray, classes: Sequence[str]) -> None:
-    """Write a polygon for each place with data, with its most similar cities and their shares.
+def write_places(path: Path, cells: Cells, places: Places, classes: Sequence[str]) -> None:
+    """Write a polygon for each place with data: its most similar cities and their shares.
 
-    by_place: (rows, cols, K), NaN where there is no data.
+    And how familiar it is, where that is known.
     """
+    by_place = places.shares
     corners = _corners(cells)
     codes = cities.labels(classes)
     with atomic(path, "w", encoding="utf-8", sync=False) as file:
@@ -38,7 +40,8 @@ def write_places(path: Path, cells: Cells, by_place: np.ndarray, classes: Sequen
                 "type": "Feature",
                 "geometry": geometry(ring),
                 "properties": {"row": row, "col": col}
-                | _similar(by_place[row, col], classes, codes),
+                | _similar(by_place[row, col], classes, codes)
+                | _familiar(places, row, col),
             }
             file.write(comma + json.dumps(feature, ensure_ascii=False))
             comma = ",\n"
@@ -63,6 +66,16 @@ def _similar(shares: np.ndarray, classes: Sequence[str], codes: Sequence[str]) -
         properties[f"share_{rank}"] = round(float(shares[city]), 6)
     red, green, blue = cities.colour(best_first[0])
     return properties | {"fill": f"#{red:02x}{green:02x}{blue:02x}"}
+
+
+def _familiar(places: Places, row: int, col: int) -> dict:
+    """Properties of a place that say how familiar it is; none where that is not known."""
+    if places.familiarity is None or np.isnan(places.familiarity[row, col]):
+        return {}
+    return {
+        "familiarity": round(float(places.familiarity[row, col]), 6),
+        "unlike": bool(places.unlike[row, col]),
+    }
 
 
 def geometry(ring: Sequence[Point]) -> dict:

@@ -17,17 +17,25 @@ from tqdm import tqdm
 from dl_slicer import cities
 from dl_slicer.cli import InputError, printable
 from dl_slicer.files import write_rows
-from dl_slicer.model import devices, evaluation
+from dl_slicer.model import devices, evaluation, temperature
 from dl_slicer.model.checkpoints import Checkpoint
+from dl_slicer.model.familiarity import Known
 from dl_slicer.patch_sets import image_files, transforms
 from dl_slicer.patch_sets.image_files import UnreadableImage
-from dl_slicer.results import explorers, panels, raster_figures, raster_windows
+from dl_slicer.results import explorers, familiar_places, panels, raster_figures, raster_windows
+from dl_slicer.results.familiar_places import Places
 from dl_slicer.results.raster_windows import SeenRaster, Windows
 from dl_slicer.results.result_folder import Call, new_results
 
 NAMED = 5  # cities named for a file
 GIS = (".places.tif", ".certainty.tif", ".probabilities.tif", ".places.geojson")
-ENDINGS = (".jpg", *GIS, f"{GIS[0]}.aux.xml")  # of the files of a raster, besides the explorer's
+FAMILIARITY = ".familiarity.tif"  # for a GIS, too, where it is known
+ENDINGS = (
+    ".jpg",
+    *GIS,
+    FAMILIARITY,
+    f"{GIS[0]}.aux.xml",
+)  # of the files of a raster, besides the explorer's
 ALL = "all files"
 HEADLINE = (
     f"{'file':<40}{'patches':>8}   most similar cities: mean probability of its patches"
@@ -102,19 +110,22 @@ class Resemblance:
     patches: int
     probabilities: np.ndarray  # (K,), summed over the patches
     votes: np.ndarray  # (K,), of how many patches the city is the likeliest
+    familiarity: np.ndarray | None = None  # (patches,); None: not known
 
     @classmethod
-    def of(cls, probabilities: np.ndarray) -> "Resemblance":
+    def of(cls, probabilities: np.ndarray, familiarity: np.ndarray | None = None) -> "Resemblance":
         """Give that of patches with these probabilities (n, K)."""
         count, classes = probabilities.shape
         votes = np.bincount(probabilities.argmax(1), minlength=classes)
-        return cls(count, probabilities.sum(0), votes)
+        return cls(count, probabilities.sum(0), votes, familiarity)
 
     def __add__(self, other: "Resemblance") -> "Resemblance":
+        parts = [each for each in (self.familiarity, other.familiarity) if each is not None]
         return Resemblance(
             self.patches + other.patches,
             self.probabilities + other.probabilities,
             self.votes + other.votes,
+            np.concatenate(parts) if parts else None,
         )
 
     def most_similar(self) -> list[tuple[int, float, float]]:
@@ -139,6 +150,8 @@ def as_rows(
             "code": codes[city],
             "mean_probability": f"{probability:.6f}",
             "share_of_patches": f"{share:.6f}",
+            "familiarity": familiar_places.as_text(resemblance.familiarity),
+            "verdict": familiar_places.verdict(resemblance.familiarity),
             "figure": figure,
         }
         for rank, (city, probability, share) in enumerate(resemblance.most_similar(), 1)
@@ -157,7 +170,8 @@ def as_line(name: str | Path, resemblance: Resemblance, classes: Sequence[str]) 
         # The end: rasters of different sites often have the same name, their folders tell them
         # apart.
         name = f"...{name[-36:]}"
-    return f"{name:<40}{resemblance.patches:>8}   {similar}"
+    familiar = familiar_places.at_the_end_of_a_line(resemblance.familiarity)
+    return f"{name:<40}{resemblance.patches:>8}   {similar}{familiar}"
 
 
 def closing_words(patch_size: int, cities: int) -> str:
@@ -195,6 +209,7 @@ def compare(
     if len(files) > 1:
         print(as_line(ALL, found.total, classes))
     print(closing_words(Windows.of(checkpoint).patch_size, len(classes)))
+    print(familiar_places.closing_words(found.total.familiarity))
     figures = any(row["figure"] for row in rows)
     pictures = ", a picture and a page for each raster" if figures else ""
     print(f"results: {call.out}/places.csv{pictures}{found.said()}")
@@ -243,12 +258,12 @@ def _compare_files(
                 with raster_windows.open_raster(file, network.checkpoint, root) as seen:
                     for remark in seen.raster.remarks:
                         bar.write(f"{printable(file)}: {printable(remark)}")
-                    probabilities = classify(network, seen, bar)
+                    answers = classify(network, seen, bar)
                     figure = ""
-                    if len(probabilities) > 1:
+                    if len(answers.probabilities) > 1:
                         name = explorers.pick_name(file, ENDINGS, call, used)
                         used.add(name)
-                        by_place = seen.by_place(probabilities)
+                        by_place = answers.by_place(seen)
                         write_answers(new, name, file, seen, by_place, classes)
                         explorer = f"{name}{explorers.FOLDER}"
                         before = call.out / explorer
@@ -260,7 +275,7 @@ def _compare_files(
             except UnreadableImage as error:
                 found.faults.append(f"--images {printable(file)}: {error}")
                 continue
-            resemblance = Resemblance.of(probabilities)
+            resemblance = Resemblance.of(*answers)
             bar.write(as_line(file, resemblance, classes))
             found.rows += as_rows(file, resemblance, classes, figure)
             found.total = resemblance if found.total is None else found.total + resemblance
@@ -272,39 +287,65 @@ def write_answers(
     name: str,
     file: Path,
     seen: SeenRaster,
-    by_place: np.ndarray,
+    by_place: Places,
     classes: Sequence[str],
 ) -> None:
     """Write the figure of a raster and, if it is known where it lies, its files for a GIS.
 
-    file: where it was read, by_place: (rows, cols, K).
+    file: where it was read.
     """
     codes = cities.labels(classes)
     title = printable(Path(*file.parts[-3:]))
-    figure = raster_figures.raster_figure(seen.picture, by_place, codes, title)
+    figure = raster_figures.raster_figure(
+        seen.picture, by_place.shares, codes, title, unlike=by_place.unlike
+    )
     panels.save_jpeg(new / f"{name}.jpg", figure)
     if not seen.is_placed:
         return
     # GDAL takes a third of a second, which plain pictures do without.
     from dl_slicer.results import geotiffs, place_polygons
 
-    cells = geotiffs.Cells(*by_place.shape[:2], seen.transform(seen.cell), seen.raster.crs)
+    cells = geotiffs.Cells(*by_place.shares.shape[:2], seen.transform(seen.cell), seen.raster.crs)
     geotiffs.write_places(new, name, cells, by_place, classes)
     place_polygons.write_places(new / f"{name}.places.geojson", cells, by_place, classes)
 
 
-def classify(network: Network, seen: SeenRaster, bar: tqdm) -> np.ndarray:
-    """Probabilities float64 (n, K) of the n windows with data; what is read counts on a bar."""
+class Answers(NamedTuple):
+    """What a network says of the n windows with data of a raster."""
+
+    probabilities: np.ndarray  # float64 (n, K)
+    familiarity: np.ndarray | None  # float64 (n,), NaN where it cannot be told; None: nowhere
+
+    def by_place(self, seen: SeenRaster) -> Places:
+        """Give what is said of each place: the mean probability, the median familiarity."""
+        if self.familiarity is None:
+            return Places(seen.by_place(self.probabilities))
+        return Places(seen.by_place(self.probabilities), seen.median_by_place(self.familiarity))
+
+
+def classify(network: Network, seen: SeenRaster, bar: tqdm) -> Answers:
+    """Answer for the windows with data; what is read counts on a bar."""
     device = network.device
     checkpoint = network.checkpoint
     # On a CPU larger batches are as fast, but what lives longer than they do scatters over memory.
     batch_size = 512 if device.type == "cuda" else 16
     probabilities = []
-    with torch.inference_mode(), devices.autocast(device, network.dtype):
+    familiarity = []
+    known = None
+    if checkpoint.familiarity is not None:
+        known = Known.of(checkpoint.familiarity, device)
+    with (
+        torch.inference_mode(),
+        devices.autocast(device, network.dtype),
+        evaluation.seen_inside(network.model if known else None) as passes,
+    ):
         for _, windows in seen.batches(batch_size, bar):
             images = torch.from_numpy(windows).to(device)
             logits = network.model(transforms.normalise(images, checkpoint.mean, checkpoint.std))
             logits = logits.float()
             evaluation.check_finite(logits, network.dtype)
-            probabilities.append(devices.to_cpu(logits.softmax(1)).double())
-    return torch.cat(probabilities).numpy()
+            stated = temperature.probabilities(logits, checkpoint.divisor)
+            probabilities.append(devices.to_cpu(stated).double())
+            if known:
+                familiarity.append(known.familiarity(passes.pop()))
+    return Answers(torch.cat(probabilities).numpy(), np.concatenate(familiarity) if known else None)

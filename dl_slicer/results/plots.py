@@ -32,10 +32,13 @@ LABELS_AN_INCH = 6
 LONGEST_LABEL = 40  # letters: longer ones would leave no room for the map
 
 
-def draw_reliability(path: Path, true: np.ndarray, probabilities: np.ndarray) -> None:
+def draw_reliability(
+    path: Path, true: np.ndarray, probabilities: np.ndarray, untempered: np.ndarray | None = None
+) -> None:
     """Draw <path>.png and .pdf: in each bin of the highest probability, how often it was right.
 
-    And below, how many patches the bin has. true (N,) int, probabilities (N, K).
+    And below, how many patches the bin has. true (N,) int, probabilities (N, K); untempered: those
+    that the network would state without its temperature, drawn as dots; None: there is none.
     """
     bins = 15
     calibrated = calibration(true, probabilities, bins)
@@ -46,13 +49,17 @@ def draw_reliability(path: Path, true: np.ndarray, probabilities: np.ndarray) ->
     middles = (np.arange(bins) + 0.5) / bins
     width = 0.92 / bins
     _draw_bins(upper, calibrated, middles, width)
+    error = f"expected calibration error {100 * calibrated.error:.1f} %"
+    if untempered is not None:
+        before = calibration(true, untempered, bins)
+        _draw_dots(upper, before)
+        error += f" (without temperature {100 * before.error:.1f} %)"
     upper.set(
         xlim=(0, 1),
         ylim=(0, 1.02),
         ylabel="accuracy",
-        title=f"expected calibration error {100 * calibrated.error:.1f} %,"
-        f" accuracy {100 * accuracy:.1f} %",
     )
+    upper.set_title(f"{error}\naccuracy {100 * accuracy:.1f} %", fontsize=11)
     upper.legend(loc="upper left", frameon=False)
     lower.bar(middles, 100 * calibrated.counts / len(true), width, color=GREY)
     lower.set(xlabel="confidence (highest probability)", ylabel="% of patches")
@@ -72,6 +79,18 @@ def _draw_bins(axes: Axes, calibrated: Calibration, middles: np.ndarray, width: 
         markersize=11,
         markeredgewidth=2,
         label="mean confidence",
+    )
+
+
+def _draw_dots(axes: Axes, untempered: Calibration) -> None:
+    axes.plot(
+        untempered.confidence,
+        untempered.accuracy,
+        "o",
+        color="white",
+        markeredgecolor=INK,
+        markersize=5,
+        label="accuracy without temperature",
     )
 
 

@@ -20,7 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from dl_slicer.files import atomic
-from dl_slicer.model import devices
+from dl_slicer.model import devices, temperature
 from dl_slicer.model.checkpoints import Checkpoint
 from dl_slicer.patch_sets import transforms
 from dl_slicer.patch_sets.on_disk import PATCH_SIZE, STRIDE
@@ -108,7 +108,7 @@ def write_portraits(
     nearest.csv, one a city in class order.
     """
     folder = out / "portraits"
-    tested = Tested(patch_set, logits, logits.softmax(1))
+    tested = Tested(patch_set, logits, temperature.probabilities(logits, checkpoint.divisor))
     sheets = choose_sheets(patch_set, logits, nearest, checkpoint)
     portraits = [portrait for rows in sheets.values() for portrait in portraits_of(rows)]
     maps = explain(model, checkpoint, patch_set, portraits, batch_size)

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 
 from dl_slicer import cities
 from dl_slicer.results import panels
+from dl_slicer.results.familiar_places import UNLIKE_ANY
 
 NAMED = 10  # cities that the legend names
 PANEL = 1000  # pixels of the longer side of each panel
@@ -16,6 +17,8 @@ GAP = 12
 TITLE_HEIGHT = 60
 LABEL_HEIGHT = 30
 LINE_HEIGHT = 34  # of the legend
+HATCH = 18  # pixels from line to line of what is hatched
+HATCH_LINE = 3  # pixels
 WIDE = 0.6  # height / width of rasters whose panels stand below one another
 
 LABEL_STYLE = panels.Style(20, panels.PALE)
@@ -27,6 +30,7 @@ class LegendEntry(NamedTuple):
 
     colour: tuple[int, int, int]
     label: str
+    is_hatched: bool = False
 
 
 class Panel(NamedTuple):
@@ -42,13 +46,15 @@ def raster_figure(
     codes: Sequence[str],
     title: str,
     maps: dict[str, np.ndarray] | None = None,
+    unlike: np.ndarray | None = None,
 ) -> Image.Image:
     """Draw a raster, the most similar city of each place, and the maps of its saliency, if given.
 
     probability: (rows, cols, K), of places on a grid; codes: of the K cities; maps: {"layer1":
     (H, W), ...}, of any size; NaN where there is no data, which stays uncoloured. A city
     has the colour of its class number, as on every figure; cities beyond the NAMED most common are
-    grey. The legend says to what share of the places each city is the most similar.
+    grey. The legend says to what share of the places each city is the most similar. unlike: bool
+    (rows, cols), places that are hatched, since they are like none of the cities.
     """
     ratio = PANEL / max(raster.size)
     size = tuple(max(1, round(length * ratio)) for length in raster.size)
@@ -58,6 +64,11 @@ def raster_figure(
     palette, legend = colour_cities(best[has_data], codes)
     places = Image.fromarray(palette[best]).resize(size, Image.Resampling.NEAREST)
     coloured = Image.blend(picture, places, 0.5)
+    if unlike is not None and (unlike & has_data).any():
+        is_hatched = unlike & has_data
+        coloured = hatch(coloured, is_hatched)
+        label = f"{UNLIKE_ANY}  {100 * is_hatched.sum() / has_data.sum():.0f} %"
+        legend.append(LegendEntry((255, 255, 255), label, is_hatched=True))
     shown = [
         Panel("raster", picture),
         Panel("most similar city of each place", _where(has_data, coloured, picture)),
@@ -85,6 +96,17 @@ def colour_cities(best: np.ndarray, codes: Sequence[str]) -> tuple[np.ndarray, l
         label = f"{len(others)} others  {100 * shares[others].sum():.0f} %"
         legend.append(LegendEntry(cities.OTHERS, label))
     return palette, legend
+
+
+def hatch(picture: Image.Image, places: np.ndarray) -> Image.Image:
+    """Draw slanting lines, dark beside light, over places (rows, cols) that are True."""
+    width, height = picture.size
+    slant = (np.arange(width) + np.arange(height)[:, None]) % HATCH
+    mask = np.asarray(Image.fromarray(places).resize(picture.size, Image.Resampling.NEAREST))
+    pixels = np.array(picture)
+    pixels[mask & (slant < HATCH_LINE)] = 255
+    pixels[mask & (slant >= HATCH_LINE) & (slant < 2 * HATCH_LINE)] = 20
+    return Image.fromarray(pixels)
 
 
 def _fitted(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -165,4 +187,9 @@ def _draw_legend_line(
     for x, entry in line:
         left = GAP + x
         pen.rectangle((left, y + 1, left + 20, y + 21), fill=entry.colour)
+        if entry.is_hatched:
+            pen.rectangle((left, y + 1, left + 20, y + 21), outline=panels.INK)
+            for shift in range(0, 20, 5):
+                pen.line((left + shift, y + 21, left + 20, y + 1 + shift), fill=panels.INK)
+                pen.line((left, y + 21 - shift, left + 20 - shift, y + 1), fill=panels.INK)
         panels.draw_text(pen, (left + 30, y), entry.label, LEGEND_STYLE, width - 30)

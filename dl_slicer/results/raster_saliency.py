@@ -20,6 +20,7 @@ from dl_slicer.model.checkpoints import Checkpoint
 from dl_slicer.patch_sets import transforms
 from dl_slicer.patch_sets.image_files import UnreadableImage
 from dl_slicer.results import explorers, map_rows, panels, raster_figures, raster_windows
+from dl_slicer.results.familiar_places import Places
 from dl_slicer.results.raster_windows import SeenRaster
 from dl_slicer.results.result_folder import Call, new_results
 from relevance_cam import rasters
@@ -114,7 +115,9 @@ def _explain_by_all(task: RasterTask, methods: dict[str, Callable]) -> list[tupl
         # For a mean over the raster the windows that places are told from will do.
         with _batches(replace(task.seen, density=1), "which city") as batches:
             model = next(iter(methods.values())).model
-            target = rasters.most_probable_class(model, batches, task.prepare)
+            target = rasters.most_probable_class(
+                lambda images: model(images) / task.checkpoint.divisor, batches, task.prepare
+            )
     classes = task.checkpoint.classes
     city = classes[target]
     said = []
@@ -130,7 +133,7 @@ def _explain_by_all(task: RasterTask, methods: dict[str, Callable]) -> list[tupl
         mean = np.nanmean(by_place[..., target])
         said.append((f"explained as {printable(city)}, mean probability {mean:.3f}", figure))
     folder = task.new / f"{task.name}{explorers.FOLDER}"
-    explorers.write(folder, task.file, task.seen, by_place, classes, saliency)
+    explorers.write(folder, task.file, task.seen, Places(by_place), classes, saliency)
     return said
 
 
@@ -152,7 +155,8 @@ def _explain_by(
             sinks.append(opened.enter_context(map_rows.map_files(task.new, method.layers, grid)))
         batches = opened.enter_context(_batches(task.seen, "explaining"))
         plain = task.wanted.plain
-        for part in rasters.blend(method, batches, grid, task.prepare, target, plain):
+        tempered = _tempered(method, task.checkpoint.divisor)
+        for part in rasters.blend(tempered, batches, grid, task.prepare, target, plain):
             probabilities.append(part.probabilities)
             for sink in sinks:
                 sink.add(part.rows)
@@ -163,6 +167,16 @@ def _explain_by(
             facts = {"probability": by_place.astype(np.float32), "classes": task.checkpoint.classes}
             sinks[-1].save(task.new / f"{task.name}_{name}.npz", facts | {"target": target})
     return sinks[0].maps(), by_place
+
+
+def _tempered(method: Callable, divisor: float) -> Callable:
+    """Give what explains as a method does, and has its logits divided by the temperature."""
+
+    def explain(images: torch.Tensor, target: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        maps, logits = method(images, target)
+        return maps, logits / divisor
+
+    return explain
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from dl_slicer.model.checkpoints import SAME_SIDE, Checkpoint
 from dl_slicer.patch_sets import gaps, ground, on_disk, rasters, strips
 from dl_slicer.patch_sets.image_files import UnreadableImage
 from dl_slicer.patch_sets.rasters import Raster, View
-from relevance_cam.rasters import Batch, Corner, Grid, cut_windows, mean_by_place
+from relevance_cam.rasters import Batch, Corner, Grid, cut_windows, mean_by_place, median_by_place
 
 PUBLISHED_SIDE = 200  # metres that a patch is wide
 STRIP = 4_000_000  # pixels of the raster that are read at a time
@@ -147,6 +147,17 @@ class SeenRaster:
         if self.is_placed:
             by_place = by_place[: grid.height // step, : grid.width // step]
         return by_place
+
+    def median_by_place(self, values: np.ndarray) -> np.ndarray:
+        """Median (rows, cols) of the values (n,) of the windows with data over each place.
+
+        The places are those of by_place; windows must lie a step apart. NaN is no value.
+        """
+        grid = self.grid
+        found = median_by_place(self.corners, values, grid)
+        if self.is_placed:
+            found = found[: grid.height // grid.step, : grid.width // grid.step]
+        return found
 
     @property
     def cell(self) -> float:

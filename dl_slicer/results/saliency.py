@@ -20,7 +20,7 @@ import relevance_cam
 from dl_slicer import cities
 from dl_slicer.cli import printable
 from dl_slicer.files import atomic, write_rows
-from dl_slicer.model import devices, evaluation
+from dl_slicer.model import devices, evaluation, temperature
 from dl_slicer.model.checkpoints import Checkpoint
 from dl_slicer.patch_sets import transforms
 from dl_slicer.patch_sets.reading import ArrayPatches, JpegPatches
@@ -74,6 +74,7 @@ class Explanations:
     target: int | None  # the class explained; None: of each patch the predicted one
     maps: dict[str, LayerMaps]  # {method: {layer: raw maps (n, h, w) on the CPU}}
     logits: torch.Tensor  # float32 (n, K) on the CPU
+    divisor: float = temperature.NEUTRAL  # of the logits, before they are probabilities
 
 
 def explain(
@@ -105,7 +106,7 @@ def explain(
         name: {layer: torch.cat(values) for layer, values in by_layer.items()}
         for name, by_layer in parts.items()
     }
-    return Explanations(patch_set, chosen, target, maps, torch.cat(logits))
+    return Explanations(patch_set, chosen, target, maps, torch.cat(logits), checkpoint.divisor)
 
 
 def _read(
@@ -139,7 +140,7 @@ def explained_patches(explanations: Explanations) -> list[ExplainedPatch]:
     """Give what is said of each patch, one by one."""
     patch_set = explanations.patch_set
     classes = patch_set.classes
-    probabilities = explanations.logits.softmax(1)
+    probabilities = temperature.probabilities(explanations.logits, explanations.divisor)
     patches = []
     for k, index in enumerate(explanations.chosen.tolist()):
         predicted = int(explanations.logits[k].argmax())

@@ -14,10 +14,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from sklearn import metrics
+from torch.nn.functional import cross_entropy
 
 from dl_slicer import cities
 from dl_slicer.cli import printable
 from dl_slicer.files import atomic, write_rows
+from dl_slicer.model import temperature
 from dl_slicer.patch_sets.reading import PatchSet
 from dl_slicer.results import (
     accuracy,
@@ -44,6 +46,8 @@ class Predictions:
     features: np.ndarray  # (N, D) of the penultimate layer
     doubts: list[str] = field(default_factory=list)  # of which patches are of one raster
     sites: list[str] = field(default_factory=list)  # within their cities, of the patches
+    temperature: float | None = None  # of the probabilities; None: not known, so that it is 1
+    untempered: np.ndarray | None = None  # (N, K) probabilities without it; None: the same
 
     @property
     def predicted(self) -> np.ndarray:
@@ -62,11 +66,16 @@ class Predictions:
 
 
 def collect(
-    patch_set: PatchSet, classes: list[str], logits: torch.Tensor, features: torch.Tensor
+    patch_set: PatchSet,
+    classes: list[str],
+    logits: torch.Tensor,
+    features: torch.Tensor,
+    divisor: float | None = None,
 ) -> Predictions:
     """Put together what a network says of every patch of a set.
 
-    logits (N, K) and features (N, D) on the CPU, in the set's order.
+    logits (N, K) and features (N, D) on the CPU, in the set's order. divisor: the temperature, None
+    where it is not known.
     """
     patches = range(len(patch_set))
     return Predictions(
@@ -74,11 +83,25 @@ def collect(
         names=[patch_set.name(i) for i in patches],
         rasters=[patch_set.raster(i) for i in patches],
         true=patch_set.labels.astype(np.int64),
-        probabilities=logits.softmax(1).numpy(),
+        probabilities=temperature.probabilities(logits, divisor or temperature.NEUTRAL).numpy(),
         features=features.numpy(),
         doubts=patch_set.doubts(),
         sites=[patch_set.site(i) for i in patches],
+        temperature=divisor,
+        untempered=None if divisor is None else logits.softmax(1).numpy(),
     )
+
+
+def losses(logits: torch.Tensor, true: np.ndarray, divisor: float) -> dict[str, float]:
+    """Give the mean negative log-likelihood of the true cities, with the temperature and without.
+
+    logits (N, K) on the CPU; true (N,); divisor: the temperature, 1 where it is not known.
+    """
+    labels = torch.from_numpy(true)
+    return {
+        "loss": cross_entropy(logits / divisor, labels).item(),
+        "loss_untempered": cross_entropy(logits, labels).item(),
+    }
 
 
 class Results(NamedTuple):
@@ -127,12 +150,18 @@ def summarise(predictions: Predictions, matrix: np.ndarray, views: Resemblance) 
         true, predictions.predicted == true, rasters, len(predictions.classes)
     )
     _, city_of_raster = intervals.group_by_raster(true, rasters)
+    untempered = predictions.untempered
+    if untempered is None:
+        untempered = predictions.probabilities
     return {
         **accuracy.summarise(true, predictions.probabilities),
+        "ece_untempered": accuracy.calibration(true, untempered).error,
+        "temperature": predictions.temperature,
         "accuracy_ci95": overall_interval,
         "interval": intervals.describe_interval(true, rasters, predictions.doubts),
         "n_rasters": len(city_of_raster),
         "raster_accuracy": accuracy.raster_accuracy(true, predictions.probabilities, rasters),
+        "raster_accuracy_untempered": accuracy.raster_accuracy(true, untempered, rasters),
         "n": len(true),
         "confused_pairs": accuracy.confused_pairs(matrix, predictions.classes),
         "views_rank_correlation": resemblance.views_correlation(*views),
@@ -179,7 +208,7 @@ def write_cities(out: Path, predictions: Predictions) -> list[dict]:
     probabilities = predictions.probabilities
     rows = accuracy.per_city(true, probabilities, predictions.rasters, predictions.classes)
     write_dicts(out / "per_city.csv", rows)
-    plots.draw_reliability(out / "reliability", true, probabilities)
+    plots.draw_reliability(out / "reliability", true, probabilities, predictions.untempered)
     return rows
 
 

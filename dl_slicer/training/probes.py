@@ -14,10 +14,10 @@ from torch.nn.functional import cross_entropy
 
 from dl_slicer.cli import InputError, printable
 from dl_slicer.distributed import WORLD
-from dl_slicer.model import devices
+from dl_slicer.model import devices, networks
 from dl_slicer.model.evaluation import Setup
 from dl_slicer.patch_sets.reading import PatchSet
-from dl_slicer.training import features, logistic, runs, saved_progress
+from dl_slicer.training import certainty, features, logistic, runs, saved_progress
 from dl_slicer.training.features import Source
 from dl_slicer.training.logistic import Axes, Blocks, Targets
 from dl_slicer.training.runs import Run, Totals
@@ -245,6 +245,9 @@ def begin_or_find(
         run.epoch = previous.epoch
         run.history = previous.metrics["history"]
         run.best = previous.metrics["best"]
+        run.is_judged = previous.temperature is not None
+        networks.load_state(run.model, previous.model, printable(run.folder / "last.pth"))
+        run.description["args"]["fit"] = previous.args.get("fit")
     return run
 
 
@@ -255,14 +258,18 @@ def complete(
     of_train = find_features(run, train, setup, "train", stop)
     # Before the fit, so that little is lost where that is stopped.
     of_val = of_train and find_features(run, val, setup, "val", stop)
-    found = of_val and fit_last_layer(run, train, of_train, stop)
-    if not found:
+    if not of_val:
         return False
-    run.say(describe(found))
-    run.description["args"]["fit"] = asdict(found)
-    run.finish_epoch(score(run, val, of_val, setup))
-    run.save("best.pth", "last.pth")
-    return True
+    if run.epoch == 0:
+        found = fit_last_layer(run, train, of_train, stop)
+        if not found:
+            return False
+        run.say(describe(found))
+        run.description["args"]["fit"] = asdict(found)
+        run.finish_epoch(score(run, val, of_val, setup))
+        run.save("best.pth", "last.pth")
+    visits = certainty.visits_of(train, val, setup, stop)
+    return certainty.complete(run, train, val, visits, setup.device)
 
 
 def find_features(

@@ -69,6 +69,7 @@ class Run:
     totals: Totals = field(default_factory=Totals)  # of the current epoch
     history: list[Epoch] = field(default_factory=list)  # of the finished epochs
     best: dict | None = None  # the epoch of best.pth, and its val_accuracy
+    is_judged: bool = False  # whether last.pth knows how sure it should be
     # What each checkpoint says besides: its keys arch, classes, ..., args.
     description: dict = field(default_factory=dict)
     patches_a_second: float | None = None  # trained on, of all processes; None: not known
@@ -83,6 +84,12 @@ class Run:
     def folder(self) -> Path:
         """Where the run is written."""
         return Path(self.args.out)
+
+    @property
+    def told_history(self) -> list[Epoch]:
+        """What log.csv has of the finished epochs: the last one when nothing more is to be done."""
+        is_left = len(self.history) == self.args.epochs and not self.is_judged
+        return self.history[:-1] if is_left else self.history
 
     @property
     def is_within_epoch(self) -> bool:
@@ -128,6 +135,7 @@ class Run:
             self.refuse_overflow()
         self.epoch += 1
         self.step = 0
+        self.is_judged = False
         self.totals = Totals()
         self.history.append(
             {
@@ -396,6 +404,7 @@ def restore(run: Run, previous: Checkpoint, train: PatchSet) -> None:
     run.step = previous.step
     run.history = previous.metrics["history"]
     run.best = previous.metrics["best"]
+    run.is_judged = previous.temperature is not None
     loss, correct, patches = previous.metrics["sums"]
     # They are of all processes, so that one of them takes them over.
     run.totals = Totals(loss, correct, patches) if RANK == 0 else Totals(patches=patches)
@@ -433,7 +442,7 @@ def start_writing(run: Run, given: list[str], device: torch.device) -> None:
     }
     with atomic(run.folder / "config.json", "w", encoding="utf-8") as file:
         json.dump(config, file, indent=1, ensure_ascii=False)
-    write_history(run.folder, run.history)
+    write_history(run.folder, run.told_history)
 
 
 @contextmanager

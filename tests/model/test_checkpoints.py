@@ -161,6 +161,8 @@ def test_numbers_that_are_none(tmp_path, resnet18):
         ("bands", [[], [1, 2], ["1"], [0], 3, (1, 2, 3), "4 1 2"]),
         ("stretch", ["none", [0], [9, 3], [0, float("inf")], (0, 255), 7]),
         ("max_nodata", [None, -0.1, 1.1, "0.05", True]),
+        ("temperature", [0.0, 1, "1", -2.0, 0.001, 50.0, float("nan"), True]),
+        ("familiarity", [3, {}, [torch.zeros(3, 512)], {"means": torch.zeros(3, 512)}]),
         ("optimizer", [None, 3]),
         ("metrics", [[]]),
         ("args", [["--seed"]]),

@@ -77,6 +77,7 @@ def tiny_checkpoint(**changes):
         "rng": torch.get_rng_state(),
         "args": {"seed": 0},
         "versions": {"cuda": None},
+        "temperature": 1.5,
         **changes,
     }
 

@@ -202,6 +202,7 @@ FAULTS = {
     "code_for_a_colour": (changed(colours=["red;x:url(//a)"] * 7), "is not as #1f77b4"),
     "no_classes": (changed(classes=[], colours=[]), "not as many colours"),
     "no_data_far_away": (changed(no_data=[24]), "no list of places from 0 to 23"),
+    "unlike_far_away": (changed(unlike=[-1]), "unlike is no list of places from 0 to 23"),
     "absolute_path": (changed(picture="/etc/passwd"), "outside the folder"),
     "path_upwards": (changed(shares="../shares.u8"), "outside the folder"),
     "link_outside": (link_outside, "outside the folder"),
@@ -369,6 +370,33 @@ def test_each_layer_shows_its_colours(page, pages, width):
     page.run(READY)
     assert page.run("document.getElementById('city').value") == "5"
     assert shown.colour(row, column) != (*RAMPS["share"][-1], 255)
+
+
+@needs_browser
+def test_places_unlike_any_city_are_hatched_and_named_so(page, pages, tmp_path):
+    file = write_explorer(made_up_explorer(tmp_path / "a.explorer", unlike=[0, 10]))
+    text = file.read_text()
+    assert "Hatched: unlike any city" in text
+    assert "2\u00a0places" in text
+    assert "Hatched" not in pages["whole"].read_text()
+    shown = opened(page, file)
+    for layer in ("raster", "cities"):
+        shown.set(layer, False)
+
+    def is_painted(row, column):
+        return {
+            shown.colour(row, column + shift)[3] > 0 for shift in (-0.2, -0.1, -0.05, 0, 0.07, 0.13)
+        }
+
+    assert True in is_painted(1, 4)  # the 10th place
+    assert True in is_painted(0, 0)
+    assert is_painted(1, 3) == {False}
+    page.mouse("mouseMoved", *shown.point(1, 4))
+    assert page.run(WHERE).endswith("unlike any city the network knows")
+    page.mouse("mouseMoved", *shown.point(1, 3))
+    assert "unlike" not in page.run(WHERE)
+    shown.set("unlike", False)
+    assert is_painted(1, 4) == {False}
 
 
 @needs_browser

@@ -109,6 +109,22 @@ def test_sentences_and_figures(large, small):
     assert "95 % interval 70" not in words
 
 
+def test_what_the_temperature_does_is_said(tmp_path):
+    def text_with(**changes):
+        out = tmp_path / "-".join(["run", *changes])
+        made_up(out, ["Aa (AAA)", "Bb (BBB)"])
+        found = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+        (out / "metrics.json").write_text(json.dumps(found | changes), encoding="utf-8")
+        write_report(out)
+        return " ".join((out / "report.html").read_text(encoding="utf-8").split())
+
+    assert "the checkpoint has no temperature" in text_with()
+    tempered = text_with(temperature=1.8, ece_untempered=0.12, raster_accuracy_untempered=0.875)
+    for words in ("here 1.8, so that the network says less", "by 12.0 %", "87.5 %"):
+        assert words in tempered
+    assert "says more" in text_with(temperature=0.6)
+
+
 def test_results_that_are_not_whole(tmp_path):
     with pytest.raises(InputError, match="no whole results"):
         write_report(tmp_path)

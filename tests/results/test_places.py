@@ -1,6 +1,9 @@
 """--images: which cities pictures of any place are like."""
 
 import csv
+import dataclasses
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ import test_classification
 from dl_slicer import cities
 from dl_slicer.cli import InputError, run
 from dl_slicer.model import checkpoints, evaluation
+from dl_slicer.model.familiarity import Known
 from dl_slicer.patch_sets import reading
 from dl_slicer.results import places, raster_figures
 from dl_slicer.results.result_folder import Call
@@ -95,6 +99,89 @@ def test_figure_colours_each_place_by_its_city(tmp_path):
         assert np.abs(pixel - mixed).max() < 12, (city, pixel)
 
 
+class Knows(ByColour):
+    """ByColour with the layers of a ResNet that matter: all have the three colours."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer3 = torch.nn.Identity()
+        self.fc = torch.nn.Linear(3, 3, bias=False)
+        self.fc.weight.data = 20 * torch.eye(3)
+
+    def forward(self, images):
+        return self.fc(self.layer3(images).mean((2, 3)))
+
+
+def knowing(val_patches):
+    """A checkpoint that knows the three colours, and how far its val patches were from them."""
+    colours = (np.array(COLOURS) / 255 - 0.5) / 0.25
+    known = Known(
+        means=torch.tensor(colours, dtype=torch.float32),
+        axes=torch.eye(3),
+        patches=3,
+        distances=torch.stack([torch.linspace(0, 0.1, 3 * val_patches)] * 2, 1),
+        labels=torch.arange(3 * val_patches) % 3,
+    )
+    return dataclasses.replace(CHECKPOINT, familiarity=known.as_dict(), temperature=4.0)
+
+
+def half_strange(file):
+    """Left red, right grey, which is none of the three."""
+    image = Image.new("RGB", (480, 240), COLOURS[0])
+    image.paste((128, 128, 128), (240, 0, 480, 240))
+    image.save(file)
+    return file
+
+
+def test_what_is_like_none_of_the_cities_is_said_so(tmp_path, capsys):
+    grey = tmp_path / "grey.png"
+    Image.new("RGB", (48, 48), (128, 128, 128)).save(grey)
+    files = [plain(tmp_path / "one.png", 2), grey, half_strange(tmp_path / "half.png")]
+    rows = compare(tmp_path / "out", *files, checkpoint=knowing(200), model=Knows())
+    found = {Path(row["file"]).name: row for row in rows}
+    assert found["one.png"]["verdict"] == "like a city the network knows"
+    assert float(found["one.png"]["familiarity"]) == 1
+    assert found["grey.png"]["verdict"] == "unlike any city the network knows"
+    assert float(found["grey.png"]["familiarity"]) == pytest.approx(1 / 201, abs=1e-6)
+    printed = capsys.readouterr().out
+    line = next(line for line in printed.splitlines() if "grey.png" in line)
+    assert line.endswith("familiarity 0.5 %: unlike any city the network knows")
+    explored = json.loads((tmp_path / "out" / "half.explorer" / "explorer.json").read_text())
+    # Places 24 pixels wide: right of the middle, and one left of it where the medians meet.
+    columns = {number % explored["cols"] for number in explored["unlike"]}
+    assert columns == set(range(10, 20))
+    figure = Image.open(tmp_path / "out" / "half.jpg").convert("RGB")
+    # The second panel lies below the first: 60 + 540 + 30.
+    left, right = (
+        np.asarray(figure.crop((x, 700, x + 200, 1000)), int).std(axis=(0, 1)).max()
+        for x in (112, 712)
+    )
+    assert left < 5
+    assert right > 60  # black beside white
+
+
+def test_too_few_val_patches_and_older_files_are_said_so(tmp_path, capsys):
+    rows = compare(
+        tmp_path, half_strange(tmp_path / "a.png"), checkpoint=knowing(98), model=Knows()
+    )
+    assert {(row["verdict"], row["familiarity"]) for row in rows} == {("too few to tell", "")}
+    assert "too few to tell" in capsys.readouterr().out
+    rows = compare(tmp_path, half_strange(tmp_path / "a.png"), model=Knows())
+    assert {(row["verdict"], row["familiarity"]) for row in rows} == {("not known", "")}
+    assert "not known" in capsys.readouterr().out
+
+
+def test_probabilities_are_tempered_and_the_likeliest_city_stays(tmp_path):
+    file = halves(tmp_path / "two.png")
+    plainly = compare(tmp_path / "a", file, model=Knows())
+    tempered = compare(tmp_path / "b", file, checkpoint=knowing(9), model=Knows())
+    for column in ("city", "share_of_patches"):
+        assert [row[column] for row in plainly][:2] == [row[column] for row in tempered][:2]
+    # Means of two colours' halves: only the third one's share tells.
+    third = [float(rows[2]["mean_probability"]) for rows in (plainly, tempered)]
+    assert third[1] > third[0] + 1e-5
+
+
 def test_maps_are_drawn_beside_the_same_two_panels():
     raster = halves_of(240, 240)
     probability = np.zeros((4, 4, 3))
@@ -152,7 +239,7 @@ def test_patches_are_those_of_a_patch_set(data, finished, tmp_path):
     found = {
         row["city"]: float(row["mean_probability"]) for row in rows if row["file"] != "all files"
     }
-    expected = logits[own].softmax(1).mean(0).tolist()
+    expected = (logits[own] / checkpoint.divisor).softmax(1).mean(0).tolist()
     assert found == pytest.approx(dict(zip(patch_set.classes, expected, strict=True)), abs=1e-4)
     assert rows[0]["patches"] == str(len(own)) == "81"
 

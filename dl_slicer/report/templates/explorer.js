@@ -3,6 +3,7 @@
   const data = JSON.parse(byId('data').textContent);
   const { width, height, cell, rows, cols, cities } = data;
   const noData = new Set(data.noData);
+  const unlike = new Set(data.unlike); // places unlike any city that the network knows
   const canvas = byId('map');
   const context = canvas.getContext('2d');
   const shares = data.shares && Uint8Array.from(atob(data.shares), letter => letter.charCodeAt(0));
@@ -75,6 +76,31 @@
     }
     context.globalAlpha = 1;
   };
+  // Slanting lines, dark beside light, over places that are like none of the cities.
+  const drawUnlike = () => {
+    if (!unlike.size || !layers.unlike.shown.checked) return;
+    const pen = document.createElement('canvas').getContext('2d');
+    Object.assign(pen.canvas, { width: 14, height: 14 });
+    for (const [colour, shift] of [['#000', 1], ['#fff', -1]]) {
+      pen.strokeStyle = colour;
+      pen.lineWidth = 2;
+      pen.beginPath();
+      for (const at of [0, 14, 28]) {
+        pen.moveTo(at + shift - 14, 14);
+        pen.lineTo(at + shift, 0);
+      }
+      pen.stroke();
+    }
+    const pattern = context.createPattern(pen.canvas, 'repeat');
+    pattern.setTransform(new DOMMatrix().scale(1 / scale())); // as wide at every zoom
+    context.globalAlpha = layers.unlike.opacity.value / 100;
+    context.fillStyle = pattern;
+    for (const number of unlike) {
+      const [left, top] = [number % cols * cell, Math.floor(number / cols) * cell];
+      context.fillRect(left, top, Math.min(cell, width - left), Math.min(cell, height - top));
+    }
+    context.globalAlpha = 1;
+  };
   const drawPlace = () => {
     for (const [colour, thickness] of [['#000', 5], ['#fff', 2]]) {
       context.strokeStyle = colour;
@@ -97,6 +123,7 @@
     context.scale(ratio, ratio);
     context.translate(-view.x, -view.y);
     drawLayers();
+    drawUnlike();
     if (shares) drawPlace();
     if (data.metres) drawScaleBar();
   };
@@ -125,7 +152,8 @@
     place = [row, column];
     const number = row * cols + column;
     const where = `Row ${row + 1} of ${rows}, column ${column + 1} of ${cols}`;
-    byId('where').textContent = noData.has(number) ? `${where}: no data` : where;
+    const remark = unlike.has(number) ? `${where}: unlike any city the network knows` : where;
+    byId('where').textContent = noData.has(number) ? `${where}: no data` : remark;
     byId('similar').style.visibility = noData.has(number) ? 'hidden' : '';
     const similar = [...cities.keys()].sort((a, b) => shareOf(number, b) - shareOf(number, a));
     [...byId('similar').children].forEach((item, i) => {
