@@ -174,8 +174,13 @@ def grow(folder: Path, disk: float) -> dict[str, float | str]:
     }
 
 
-def grow_grouped(folder: Path, disk: float, buffer: float) -> dict[str, float | str]:
-    """The same of the grouped order, but for val, which is read as it lies."""
+def grow_grouped(
+    folder: Path, disk: float, buffer: float, batches: int = 1600
+) -> dict[str, float | str]:
+    """The same of the grouped order, but for val, which is read as it lies.
+
+    batches: so many are read from the simulated disk, enough to go through several groups.
+    """
     memory_before = memory("RssAnon")
     peak_before = memory("VmHWM")
     patch_set = reading.open_split(folder, "train")
@@ -187,7 +192,7 @@ def grow_grouped(folder: Path, disk: float, buffer: float) -> dict[str, float | 
     memory_held = memory("RssAnon")
     of_patch = slabs.nbytes[order.loads.slab].sum() / order.size
     of_sweep = patch_set.nbytes / len(patch_set)
-    rate = grouped_rate_from_disk(patch_set, order[:1600], disk)
+    rate = grouped_rate_from_disk(patch_set, order[:batches], disk)
     return {
         "order": "grouped",
         "patches": len(patch_set),

@@ -210,7 +210,7 @@ def test_what_grows(tmp_path):
     assert found["bytes_a_patch_from_disk"] == 224 * 2240 * 3
     rate = found["patches_a_second_from_disk"]
     assert 0 < rate <= 1.05 * 2e9 / found["bytes_a_patch_from_disk"]
-    grouped = growth.grow_grouped(tmp_path / "set", 2.0, 1.0)
+    grouped = growth.grow_grouped(tmp_path / "set", 2.0, 0.5, batches=100)
     assert grouped["patches"] == found["patches"]
     # By hand: 19 rows of windows are five slabs, which share a row of half a patch: 24 of 20.
     assert grouped["in_times_of_one_sweep"] == pytest.approx(24 / 20, rel=0.01)
