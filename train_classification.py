@@ -53,6 +53,8 @@ def read_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
         raise cli.InputError("--features: is where --probe keeps features; add --probe")
     else:
         recipes.set_defaults(args)
+    if args.buffer is not None and args.order == "random":
+        raise cli.InputError("--buffer: is that of --order grouped; leave it out")
     if args.out is None:
         args.out = str(Path("checkpoints", args.arch))
     tracking.check_installed(args.track)
@@ -67,6 +69,20 @@ def add_data_flags(group: flags.FlagGroup) -> None:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="draw classes equally often",
+    )
+    group.add_argument(
+        "--order",
+        default="auto",
+        choices=("auto", "random", "grouped"),
+        help="in which order patches come: random of all, or grouped, which sweeps the disk once an"
+        " epoch; auto: grouped where the train arrays exceed half of the free memory",
+    )
+    group.add_argument(
+        "--buffer",
+        type=cli.number(float, above=0, most=1e6),
+        metavar="GB",
+        help="memory of each process for --order grouped; more mixes better;"
+        " default: an eighth of the machine's free memory",
     )
 
 
@@ -319,14 +335,11 @@ def train_epochs(
 ) -> bool:
     """For each epoch that is left train, validate, save. Give False if stop() said True."""
     from dl_slicer import distributed
-    from dl_slicer.patch_sets import ordering
-    from dl_slicer.training import epochs, history
+    from dl_slicer.training import epochs, history, orders
 
     args = run.args
     while run.epoch < args.epochs:
-        order = ordering.epoch_order(
-            train.labels, args.batch_size, args.seed, run.epoch, args.balanced
-        )
+        order = orders.of_epoch(args, train, run.epoch)
         epochs.train_epoch(run, network, train, order, setup, stop)
         scores = None
         if run.step == len(order):

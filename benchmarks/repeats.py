@@ -68,7 +68,7 @@ def train(out: Path, fixed: dict[str, object], stop_after: int | None = None) ->
         **fixed,
         **{"arch": "resnet18", "weights": "none", "epochs": 1, "seed": 0, "balanced": True},
         **{"amp": "auto", "deterministic": True, "save_every": None, "track": None, "probe": False},
-        **{"out": str(out), "resume": True},
+        **{"order": "random", "buffer": None, "out": str(out), "resume": True},
     )
     device, dtype = preparing.prepare_device(args)
     train_patches, val = preparing.open_data(args.data)

@@ -13,6 +13,7 @@ from dl_slicer.cli import InputError
 
 RANK = int(os.environ.get("RANK", 0))
 WORLD = int(os.environ.get("WORLD_SIZE", 1))
+ON_THIS_MACHINE = int(os.environ.get("LOCAL_WORLD_SIZE", WORLD))
 
 
 def join(device: str) -> str:
@@ -74,6 +75,12 @@ def total(tensor: torch.Tensor) -> torch.Tensor:
     if WORLD > 1:
         dist.all_reduce(tensor)
     return tensor
+
+
+def from_first(value: float) -> float:
+    """Give all processes the first one's number. All must call it."""
+    number = torch.tensor([value if RANK == 0 else 0.0], dtype=torch.float64)
+    return total(number).item()
 
 
 def of_each_process(tensor: torch.Tensor) -> torch.Tensor:

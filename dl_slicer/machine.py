@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.context import BaseContext
+from pathlib import Path
 
 try:
     import resource
@@ -21,6 +22,8 @@ except ImportError:  # Windows has none
 # Parameters of glibc's mallopt (man mallopt).
 TRIM_THRESHOLD = -1
 MMAP_THRESHOLD = -3
+
+CONTROL_GROUP = "/sys/fs/cgroup"  # of this process, where a container has limits (Linux)
 
 SPARE_FILES = 256  # open files that a process needs besides those that it maps
 
@@ -86,6 +89,32 @@ def blocks_read() -> int:
     if not hasattr(resource, "RUSAGE_THREAD"):
         return 0
     return resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
+
+
+def read_ahead(file: int, first: int, count: int) -> None:
+    """Have so many bytes of an open file read at once, where the system can be asked to."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file, first, count, os.POSIX_FADV_WILLNEED)
+
+
+def free_memory() -> int | None:
+    """Bytes of memory that new work may take; None where the system does not say (not Linux).
+
+    What the system could give up of its cache counts as free. In a container with a limit of its
+    own it is what that leaves.
+    """
+    try:
+        of_machine = Path("/proc/meminfo").read_text(encoding="ascii")
+        free = 1024 * int(of_machine.partition("MemAvailable:")[2].split()[0])
+    except (OSError, ValueError, IndexError):
+        return None
+    with suppress(OSError, ValueError, IndexError):
+        limit = int(Path(CONTROL_GROUP, "memory.max").read_text(encoding="ascii"))
+        used = int(Path(CONTROL_GROUP, "memory.current").read_text(encoding="ascii"))
+        cached = Path(CONTROL_GROUP, "memory.stat").read_text(encoding="ascii")
+        used -= int(cached.partition("inactive_file ")[2].split()[0])
+        free = min(free, max(0, limit - used))
+    return free
 
 
 def worker_processes() -> BaseContext:

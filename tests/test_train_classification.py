@@ -299,15 +299,17 @@ run(train_classification.main)
 """
 
 
-@pytest.mark.parametrize("average", [[], ["--average", "1"]])
-def test_two_processes_train_like_one(data, tmp_path, average):
+@pytest.mark.parametrize(
+    "changed", [["--order", "grouped", "--buffer", "0.0002"], ["--average", "1"]]
+)
+def test_two_processes_train_like_one(data, tmp_path, changed):
     """The same losses from the same global batches.
 
     Batch norm is frozen: its statistics are each process's own.
     """
     script = tmp_path / "frozen.py"
     script.write_text(FROZEN)
-    more = ["--amp", "off", "--optimizer", "sgd", "--lr", "0.001", *average]
+    more = ["--amp", "off", "--optimizer", "sgd", "--lr", "0.001", *changed]
     torchrun(script, *flags(data, tmp_path / "two", *more))
     subprocess.run(
         [sys.executable, script, *flags(data, tmp_path / "one", *more)],

@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dl_slicer.cli import InputError
+from dl_slicer.patch_sets.grouping import GroupedOrder
 from dl_slicer.patch_sets.reading import Indices, PatchSet
+from dl_slicer.patch_sets.slab_reading import SlabBuffer
 
-Order = Sequence[Indices] | np.ndarray  # the patches of each batch
+Order = Sequence[Indices] | np.ndarray | GroupedOrder  # the patches of each batch
 Batch = tuple[Tensor, Tensor]  # images uint8 (n, size, size, 3) and labels int64 (n,)
 Answer = Batch | InputError | OSError  # of a worker: why there is no batch, else
 
@@ -44,10 +46,14 @@ def batches(
     images: uint8 (n, size, size, 3); labels: int64 (n,). workers: processes that read ahead; a
     patch set of arrays needs none, slicing is fast; a folder of JPEGs does. storage: see
     choose_storage, which decides if it is None. The batches are the same bytes from everywhere.
+    A grouped order is read through its buffer, which needs no workers.
     """
-    storage = storage or _remembered_storage(patch_set, device)
+    storage = storage or remembered_storage(patch_set, device)
+    is_grouped = isinstance(order, GroupedOrder)
     if storage == "device":
-        return _from_device(patch_set, order, device)
+        return _from_device(patch_set, order.patches if is_grouped else order, device)
+    if is_grouped:
+        return _from_slabs(patch_set, order, device)
     if workers:
         return _from_workers(patch_set, order, device, workers)
     return _from_files(patch_set, order, device)
@@ -66,8 +72,11 @@ _storages: WeakKeyDictionary[PatchSet, dict[torch.device, str]] = WeakKeyDiction
 _device_arrays: WeakKeyDictionary[PatchSet, dict[torch.device, DeviceArrays]] = WeakKeyDictionary()
 
 
-def _remembered_storage(patch_set: PatchSet, device: torch.device) -> str:
-    # Asked once: later the arrays themselves, and the network, are in the memory.
+def remembered_storage(patch_set: PatchSet, device: torch.device) -> str:
+    """Give what choose_storage said when this was first asked.
+
+    Later the arrays themselves, and the network, are in the memory.
+    """
     known = _storages.setdefault(patch_set, {})
     if device not in known:
         known[device] = choose_storage(patch_set, device)
@@ -127,6 +136,15 @@ def _from_files(patch_set: PatchSet, order: Order, device: torch.device) -> Iter
             if number < len(order):
                 ahead = thread.submit(read, order[number])
             yield images.to(device, non_blocking=True), _labels(patch_set, indices, device)
+
+
+def _from_slabs(patch_set: PatchSet, order: GroupedOrder, device: torch.device) -> Iterator[Batch]:
+    try:
+        buffer = SlabBuffer(patch_set, order)
+    except MemoryError:
+        raise InputError("the buffer takes more memory than there is; take a smaller one") from None
+    with buffer:
+        yield from _from_files(buffer, order.patches, device)
 
 
 def _read(patch_set: PatchSet, indices: Indices, out: np.ndarray | None = None) -> np.ndarray:

@@ -330,6 +330,11 @@ class ArrayPatches:
         region, row, col = self._locate(indices)
         return region, row * self.step, col * self.step
 
+    def patches_before(self, region: np.ndarray, row: np.ndarray) -> np.ndarray:
+        """How many patches stand before a row of windows of a region; of any split but test_b."""
+        window = self._first[region] + row * self._cols[region]
+        return window if self._subset is None else np.searchsorted(self._subset, window)
+
     def original(self, index: int, raw: str | Path | None = None) -> Image.Image:
         """The patch as a Pillow image, cut from its raster at full size.
 

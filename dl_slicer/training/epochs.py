@@ -13,6 +13,7 @@ from dl_slicer.distributed import RANK, WORLD, total
 from dl_slicer.model import devices, evaluation
 from dl_slicer.model.evaluation import Setup
 from dl_slicer.patch_sets import batching, ordering, transforms
+from dl_slicer.patch_sets.grouping import GroupedOrder
 from dl_slicer.patch_sets.reading import PatchSet
 from dl_slicer.training.runs import Run, Totals
 from dl_slicer.training.schedules import learning_rate
@@ -26,7 +27,7 @@ def train_epoch(
     run: Run,
     network: nn.Module,
     patches: PatchSet,
-    order: np.ndarray,
+    order: np.ndarray | GroupedOrder,
     setup: Setup,
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
@@ -35,7 +36,7 @@ def train_epoch(
     run.patches_a_second is then the rate of this call; None if it took no step.
 
     network: run.model as preparing.trainable gives it.
-    order: the patches of the epoch, whole numbers (steps, batch size), as ordering gives them.
+    order: the patches of the epoch, whole numbers (steps, batch size), as orders gives them.
     stop: asked after each step. With --save-every the run is also saved in between.
     InputError if the loss is no longer finite, or the device's memory is too small.
     """
@@ -114,7 +115,7 @@ def _smaller_batch_flag(run: Run) -> str:
     return "--resume once the device has room again, or another --out and --batch-size"
 
 
-def _progress_bar(run: Run, order: np.ndarray) -> tqdm:
+def _progress_bar(run: Run, order: np.ndarray | GroupedOrder) -> tqdm:
     return tqdm(
         total=order.size,
         initial=run.step * order.shape[1],

@@ -16,6 +16,7 @@ from dl_slicer.model import checkpoints, devices
 from dl_slicer.model.evaluation import Setup
 from dl_slicer.patch_sets import reading
 from dl_slicer.patch_sets.reading import PatchSet
+from dl_slicer.training import orders
 
 
 def prepare_device(args: Namespace) -> tuple[torch.device, torch.dtype]:
@@ -85,4 +86,5 @@ def describe(args: Namespace, setup: Setup, train: PatchSet, val: PatchSet) -> s
     return (
         f"{args.arch} on {setup.device}{others} in {precision};"
         f" {len(train)} train and {len(val)} val patches of {len(train.classes)} cities"
+        f"{orders.describe(args, train)}"
     )

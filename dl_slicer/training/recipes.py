@@ -52,6 +52,8 @@ PROBE = {
     "turns": False,
     "light": 0.0,
     "balanced": True,
+    "order": "random",  # none: no patch comes before another
+    "buffer": None,
     "compile": False,
     "save_every": None,
     "track": None,

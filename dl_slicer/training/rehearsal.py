@@ -16,9 +16,8 @@ from dl_slicer import distributed
 from dl_slicer.distributed import WORLD
 from dl_slicer.model import evaluation
 from dl_slicer.model.evaluation import Setup
-from dl_slicer.patch_sets import ordering
 from dl_slicer.patch_sets.reading import PatchSet
-from dl_slicer.training import epochs
+from dl_slicer.training import epochs, orders
 from dl_slicer.training.runs import Run
 
 WARM_UP = 5  # steps that are not timed: they get memory, and choose among kernels
@@ -41,7 +40,7 @@ def print_times(
     wanted = args.rehearse
     run.step = 0
     args.save_every = None  # nothing is saved
-    order = ordering.epoch_order(train.labels, args.batch_size, args.seed, run.epoch, args.balanced)
+    order = orders.of_epoch(args, train, run.epoch)
     moments = [time.perf_counter()]
     ends = _note_moments(moments, min(wanted, len(order)), setup, stop)
     epochs.train_epoch(run, network, train, order, setup, ends)

@@ -22,12 +22,12 @@ from dl_slicer.model import checkpoints, devices, networks
 from dl_slicer.model.checkpoints import Checkpoint
 from dl_slicer.patch_sets import on_disk
 from dl_slicer.patch_sets.reading import PatchSet
-from dl_slicer.training import averages, optimisers, recipes, saved_progress, tracking
+from dl_slicer.training import averages, optimisers, orders, recipes, saved_progress, tracking
 from dl_slicer.training.history import Epoch, write_history
 from dl_slicer.training.tracking import Tracker
 
 # Flags that decide a run's result, beside those of its recipe: --resume must not change them.
-DECISIVE_FLAGS = ("arch", "weights", "probe", "batch_size", "balanced", "seed")
+DECISIVE_FLAGS = ("arch", "weights", "probe", "batch_size", "balanced", "order", "buffer", "seed")
 SHORTLY = reprlib.Repr()
 SHORTLY.maxlevel = 3
 SHORTLY.maxdict = 10
@@ -230,8 +230,11 @@ def begin_or_resume(
 
     InputError if the folder holds a run that must not be mixed with this one.
     """
+    previous = read_previous(args)
+    orders.settle(args, previous.args if previous else None, train, device)
     decisive = decisive_settings(args, train, val, dtype)
-    previous = find_previous(args, decisive)
+    if previous:
+        refuse_changes(args, previous, decisive)
     run = begin(args, train, device, "none" if previous else args.weights)
     run.description["args"] = settings(args, decisive)
     if previous:
@@ -288,6 +291,17 @@ def find_previous(args: Namespace, decisive: dict[str, object]) -> Checkpoint | 
     InputError if the folder holds a run and --resume is not given, or if that run had other
     decisive settings.
     """
+    previous = read_previous(args)
+    if previous:
+        refuse_changes(args, previous, decisive)
+    return previous
+
+
+def read_previous(args: Namespace) -> Checkpoint | None:
+    """Give the checkpoint to go on with, or None for a new run.
+
+    InputError if the folder holds a run and --resume is not given, or if it cannot be gone on with.
+    """
     folder = Path(args.out)
     file = folder / "last.pth"
     if not file.is_file():
@@ -303,8 +317,14 @@ def find_previous(args: Namespace, decisive: dict[str, object]) -> Checkpoint | 
         raise InputError(
             f"{printable(file)}: no checkpoint of train_classification.py that can be gone on with"
         )
+    return previous
+
+
+def refuse_changes(args: Namespace, previous: Checkpoint, decisive: dict[str, object]) -> None:
+    """InputError if the flags would not give the result of the run that is gone on with."""
+    folder = Path(args.out)
     # Before there were recipes, all runs were trained by the published one, and none was a probe.
-    unsaid = {"probe": False, "processes": processes_of(folder)}
+    unsaid = {"probe": False, "processes": processes_of(folder), **orders.BEFORE}
     before = recipes.RECIPES["published"] | unsaid | previous.args
     if before["processes"] is None:
         distributed.print_once(
@@ -326,7 +346,6 @@ def find_previous(args: Namespace, decisive: dict[str, object]) -> Checkpoint | 
             f"--resume {printable(folder)}: has {previous.epoch} epochs already,"
             f" --epochs {args.epochs} is fewer"
         )
-    return previous
 
 
 def _differ(before: object, now: object) -> bool:

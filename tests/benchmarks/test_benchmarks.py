@@ -212,6 +212,22 @@ def test_what_grows(tmp_path):
     assert found["bytes_a_patch_from_disk"] == 224 * 2240 * 3
     rate = found["patches_a_second_from_disk"]
     assert 0 < rate <= 1.05 * 2e9 / found["bytes_a_patch_from_disk"]
+    grouped = growth.grow_grouped(tmp_path / "set", 2.0, 0.5, batches=100)
+    assert grouped["patches"] == found["patches"]
+    # By hand: 19 rows of windows are five slabs, which share a row of half a patch: 24 of 20.
+    assert grouped["in_times_of_one_sweep"] == pytest.approx(24 / 20, rel=0.01)
+    assert grouped["most_off_equal_in_100_batches"] < 0.05
+    # Ten times random's on a machine that does nothing else.
+    assert grouped["patches_a_second_from_disk"] > 2 * rate
+
+
+def test_sets_of_uneven_cities(tmp_path):
+    growth.make_set(tmp_path / "set", 495, ratio=10)
+    labels = reading.open_split(tmp_path / "set", "train").labels
+    rasters = np.bincount(labels) / 361
+    assert len(rasters) == 45
+    assert rasters[-1] == pytest.approx(10 * rasters[0], rel=0.4)
+    assert sum(rasters) == pytest.approx(330, abs=45)
 
 
 def test_twins_are_judged_by_what_is_told_of_them():
