@@ -26,11 +26,18 @@ def script(name: str, *flags: object) -> Spent:
 
     name: its path from the root. InputError with what the script said if it fails.
     """
+    return _run_python(name, ROOT / name, *flags)
+
+
+def module(name: str, *flags: object) -> Spent:
+    """Run a module (python -m) in a process of its own. InputError as script gives it."""
+    return _run_python(name, "-m", name, *flags)
+
+
+def _run_python(name: str, *words: object) -> Spent:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, ROOT / name, *map(str, flags)], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True)
     if done.returncode:
         raise InputError(done.stderr.strip() or f"{name}: ended with {done.returncode}")
     seconds = time.perf_counter() - started

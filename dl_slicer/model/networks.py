@@ -8,6 +8,7 @@ from torch import Tensor
 from torchvision.models import ResNet
 
 from dl_slicer.cli import InputError, printable
+from dl_slicer.model import convolutions
 
 # Of ImageNet, as its weights expect images to be normalised.
 MEAN = (0.485, 0.456, 0.406)
@@ -25,7 +26,9 @@ DEPTHS = {
 
 def new_network(arch: str, classes: int) -> ResNet:
     """Give a torchvision ResNet with random weights, whose last layer has `classes` outputs."""
-    return torchvision.models.get_model(arch, weights=None, num_classes=classes)
+    network = torchvision.models.get_model(arch, weights=None, num_classes=classes)
+    convolutions.use_matrices(network)
+    return network
 
 
 def count_parameters(arch: str, classes: int) -> int:
