@@ -74,7 +74,7 @@ def read_results(folder: Path, run_folder: str | Path | None = None) -> Results:
         patch_set=_read_patch_set(metrics.data),
         training_set=_read_patch_set(training.data) if training and training.data else None,
         cues=if_there(folder / "cues.csv", read_cues),
-        cues_picture=if_there(folder / "cues.png", _read_png),
+        cues_picture=if_there(folder / "cues.png", read_png),
     )
 
 
