@@ -121,10 +121,10 @@ def simulate(given: Circumstances, simulations: int, seed: int = 0) -> dict[str,
         ]
         alarms += any(odd_sites.find(rasters, site))
     return {
-        "held": held[0] / simulations,
-        "width": widths[0, 0] / widths[0, 1],
-        "held_alike": held[1] / simulations,
-        "width_alike": widths[1, 0] / widths[1, 1],
+        "held": float(held[0] / simulations),
+        "width": float(widths[0, 0] / widths[0, 1]),
+        "held_alike": float(held[1] / simulations),
+        "width_alike": float(widths[1, 0] / widths[1, 1]),
         "held_by_cities": float(np.mean(of_cities)),
         "false_alarms": alarms / simulations,
     }
