@@ -84,7 +84,7 @@ def stability(sums: Sequence[RasterSums], draws: int = DRAWS, seed: int = 0) -> 
     The first neighbour of a city is told apart where the 95 % interval of its lead over each other
     city lies above 0: by the draws' standard error and Student's t, with as many degrees of
     freedom as the three cities have rasters less three, or as there are tests less one. Of cities
-    equally far, with 2 to 8 rasters each, that says so wrongly in 3 to 6 of 100 cases where there
+    equally far, with 2 to 8 rasters each, that says so wrongly in 2 to 7 of 100 cases where there
     are three, in at most 2 where there are five; a share of draws of 95 % would, in up to 12.
     """
     classes = sums[0].classes
