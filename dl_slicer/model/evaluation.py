@@ -45,19 +45,21 @@ def seen_inside(model: nn.Module | None) -> Iterator[list[Inside]]:
     None: nothing is added.
     """
     passes: list[Inside] = []
-    middle: list[Tensor] = []
+    layers: list[Tensor] = []
 
-    def keep_middle(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        middle.append(output.float().mean((2, 3)))
+    def keep_means(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        layers.append(output.float().mean((2, 3)))
 
     def keep_features(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        passes.append(Inside(middle.pop(), inputs[0].float()))
+        passes.append(Inside(*layers, inputs[0].float()))
+        layers.clear()
 
     if model is None:
         yield passes
         return
     with (
-        model.layer3.register_forward_hook(keep_middle),
+        model.layer2.register_forward_hook(keep_means),
+        model.layer3.register_forward_hook(keep_means),
         model.fc.register_forward_pre_hook(keep_features),
     ):
         yield passes

@@ -1,30 +1,31 @@
 """Is a patch like anything that the network knows?
 
 A network names one of its cities for any picture, a forest or a face, too, and its probabilities
-must sum to one. What it computes on the way says more, in two ways:
+must sum to one. What it computes on the way says more. Of each patch three distances are taken:
 
-*kind*: what the patch is made of. The channels of layer3, each by its mean over the patch, x, are
-as far from the nearest city's mean m as Mahalanobis has it, with a covariance S that all cities
-share (Lee et al., A Simple Unified Framework for Detecting Out-of-Distribution Samples and
-Adversarial Attacks, NeurIPS 2018, equation 2, there of several layers):
+*texture*: the channels of layer2 and layer3, each by its mean over the patch, x, are as far from
+the nearest city's mean m as Mahalanobis has it, with a covariance S that all cities share (Lee et
+al., A Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial Attacks,
+NeurIPS 2018, equation 2, there of several layers):
 
     d = min over cities of (x - m)' S^-1 (x - m)
 
+*kind*: the same of log(0.01 + x) of layer3, in which channels that hardly answer count as well.
+
 *strength*: how much of what tells cities apart is there at all: the length of the features f that
-the last layer is given. A city that was not trained on has less of it. Its distance is
+the last layer is given. A city that was not trained on has less of it. This distance is -|f|.
 
-    s = -|f|
-
-Means and covariance are of train patches in eval mode, the same number of each city. How large
-distances usually are, val patches say, whose sites were not trained on. By either distance a patch
-is as familiar as the share of the nearest city's val patches that are as far off or farther; the
-smaller one of the two shares is compared with theirs once more, so that what comes out,
+Means and covariances are of train patches in eval mode, the same number of each city. How large
+distances usually are, val patches say, whose sites were not trained on. By each distance a patch is
+as familiar as the share of val patches that are as far off or farther; the smallest of the three
+shares is compared with theirs once more, so that what comes out,
 
     (1 + val patches as far off, or farther) / (1 + val patches),
 
 is evenly spread up to 1 over patches of places like those of val. Where it is at most 1 in 100,
-what is seen is called unlike any city. With below 99 val patches of a city no share is as small as
-that: then it cannot be told. docs/statistics.md has what was measured, and what else was tried.
+what is seen is called unlike any city. With below 99 val patches of some city too little is known
+of what is usual: then it cannot be told. docs/statistics.md has what was measured, and what else
+was tried.
 """
 
 from dataclasses import dataclass
@@ -41,16 +42,24 @@ from dl_slicer.model import devices
 TRAIN_PATCHES = 20_000  # at most, of which means and covariance are taken
 LEAST_VAL_PATCHES = 99  # of a city; with fewer no share is as small as UNLIKE
 UNLIKE = 0.01  # up to this familiarity a patch is called unlike any city that the network knows
-SHRINKAGE = 0.1  # how far the covariance is drawn to one that is the same in all directions
-KEYS = ("means", "axes", "distances", "labels", "patches")
-MOST_VAL_PATCHES = 10**7
+# How far the correlations of each view are drawn to none.
+SHRINKAGE = {"texture": 0.5, "kind": 0.1}
+FAINT = 0.01  # what is added to channels before their logarithm
+KEYS = ("texture", "kind", "distances", "labels", "patches")
 
 
 class Inside(NamedTuple):
     """What a network has computed of n patches on its way to the logits, float32."""
 
-    middle: Tensor  # (n, C): the channels of layer3, each by its mean
+    layer2: Tensor  # (n, C): its channels, each by its mean
+    layer3: Tensor  # (n, 2 C): the same
     features: Tensor  # (n, D): what the last layer is given
+
+    def view(self, name: str) -> Tensor:
+        """Give what Mahalanobis' distance is taken of: texture (n, 3 C) or kind (n, 2 C)."""
+        if name == "kind":
+            return (self.layer3.clamp(min=0) + FAINT).log()
+        return torch.cat([self.layer2, self.layer3], 1)
 
 
 def choose_patches(labels: np.ndarray, classes: int, seed: int) -> np.ndarray:
@@ -68,38 +77,40 @@ def choose_patches(labels: np.ndarray, classes: int, seed: int) -> np.ndarray:
 
 @dataclass
 class Moments:
-    """Sums over patches, in a memory that no patch makes larger; in float64 where there is it."""
+    """Sums over patches of one view, in a memory that no patch makes larger.
+
+    In float64 where the device has it.
+    """
 
     counts: Tensor  # (K,)
-    sums: Tensor  # (K, C) of the channels, by city
-    products: Tensor  # (C, C) of two channels
+    sums: Tensor  # (K, W), by city
+    products: Tensor  # (W, W) of two values of a patch
 
     @classmethod
     def none(cls, classes: int, width: int, device: torch.device) -> "Moments":
-        """Give those of no patch. width: C, of channels."""
+        """Give those of no patch. width: W, of the view."""
         sizes = [(classes,), (classes, width), (width, width)]
         dtype = devices.sum_dtype(device)
         return cls(*(torch.zeros(size, dtype=dtype, device=device) for size in sizes))
 
-    def add(self, middle: Tensor, labels: Tensor) -> None:
-        """Take further patches. middle: float (n, C); labels: int (n,), both on the device."""
-        middle = middle.to(self.sums.dtype)
+    def add(self, view: Tensor, labels: Tensor) -> None:
+        """Take further patches. view: float (n, W); labels: int (n,), both on the device."""
+        view = view.to(self.sums.dtype)
         self.counts.index_add_(0, labels, torch.ones_like(labels, dtype=self.counts.dtype))
-        self.sums.index_add_(0, labels, middle)
-        with _exactly(middle.device):
-            self.products += middle.T @ middle
+        self.sums.index_add_(0, labels, view)
+        with _exactly(view.device):
+            self.products += view.T @ view
 
-    def known(self) -> "Known":
-        """Give what all processes' patches say. All must call it."""
+    def space(self, shrinkage: float) -> "Space":
+        """Give what all processes' patches say, on the CPU. All must call it."""
         for each in (self.counts, self.sums, self.products):
             total(each)
         counts, sums, products = (
             devices.to_cpu(each).double() for each in (self.counts, self.sums, self.products)
         )
         means = sums / counts.clamp(min=1)[:, None]
-        patches = int(counts.sum())
-        within = (products - (sums.T @ means)) / max(1, patches)
-        return Known(means.float(), _axes(within), patches)
+        within = (products - (sums.T @ means)) / counts.sum().clamp(min=1)
+        return Space(means.float(), _axes(within, shrinkage))
 
 
 def _exactly(device: torch.device) -> torch.autocast:
@@ -107,108 +118,121 @@ def _exactly(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, enabled=False)
 
 
-def _axes(covariance: Tensor) -> Tensor:
-    """Give A (C, C) with A A' the inverse of a covariance, float32; the covariance is shrunk first.
+def _axes(covariance: Tensor, shrinkage: float) -> Tensor:
+    """Give A (W, W) with A A' the inverse of a covariance, float32; it is shrunk first.
 
-    A covariance of channels may be singular: some never vary, or there are fewer patches.
+    Its correlations are drawn to none; a channel that never varies counts as one that varies by a
+    hundredth of what others do.
     """
-    width = len(covariance)
-    floor = torch.finfo(torch.float32).eps
-    mean_variance = (covariance.trace() / width).clamp(min=floor)
-    same = torch.eye(width, dtype=covariance.dtype) * mean_variance
-    variances, directions = torch.linalg.eigh((1 - SHRINKAGE) * covariance + SHRINKAGE * same)
-    return (directions / variances.clamp(min=SHRINKAGE * mean_variance / 2).sqrt()).float()
+    deviations = covariance.diagonal().clamp(min=0).sqrt()
+    floor = (deviations.mean() / 100).clamp(min=torch.finfo(torch.float32).eps)
+    deviations = deviations.clamp(min=floor)
+    correlations = covariance / (deviations[:, None] * deviations)
+    same = torch.eye(len(covariance), dtype=covariance.dtype)
+    shrunk = (1 - shrinkage) * correlations + shrinkage * same
+    variances, directions = torch.linalg.eigh(shrunk)
+    axes = directions / variances.clamp(min=shrinkage / 2).sqrt() / deviations[:, None]
+    return axes.float()
+
+
+class Space(NamedTuple):
+    """The space of one view, in which distances are Mahalanobis'."""
+
+    means: Tensor  # float32 (K, W) of the cities
+    axes: Tensor  # float32 (W, W): values times these vary alike in all directions
+
+    def nearest(self, view: Tensor) -> Tensor:
+        """Give how far patches (n, W) are from the nearest city: (n,)."""
+        with _exactly(view.device):
+            squares = torch.cdist(view @ self.axes, self.means @ self.axes) ** 2
+        return squares.amin(1)
 
 
 @dataclass
 class Known:
     """What a network knows of its K cities: all on one device."""
 
-    means: Tensor  # float32 (K, C)
-    axes: Tensor  # float32 (C, C): channels times these vary alike in all directions
+    texture: Space
+    kind: Space
     patches: int  # of train, that these were taken from
-    distances: Tensor | None = None  # float32 (N, 2) of the val patches, by kind and by strength
+    distances: Tensor | None = None  # float32 (N, 3) of the val patches: texture, kind, strength
     labels: Tensor | None = None  # int64 (N,): their true cities
 
-    @cached_property
-    def centres(self) -> Tensor:
-        """The means along the axes: (K, C)."""
-        with _exactly(self.means.device):
-            return self.means @ self.axes
-
-    @cached_property
-    def usual(self) -> dict[int, "Usual"]:
-        """What is usual of the cities that have enough val patches."""
-        distances = devices.to_cpu(self.distances).numpy()
-        labels = devices.to_cpu(self.labels).numpy()
-        of_city = {label: distances[labels == label] for label in range(len(self.means))}
-        return {k: Usual.of(each) for k, each in of_city.items() if len(each) >= LEAST_VAL_PATCHES}
-
-    def nearest(self, inside: Inside) -> tuple[Tensor, Tensor]:
-        """Give how far n patches are, by kind and by strength (n, 2), and the nearest city (n,).
+    def far(self, inside: Inside) -> Tensor:
+        """Give how far n patches are, by texture, kind and strength: float32 (n, 3).
 
         inside: on the same device.
         """
-        with _exactly(inside.middle.device):
-            squares = torch.cdist(inside.middle @ self.axes, self.centres) ** 2
-        kind, labels = squares.min(1)
-        return torch.stack([kind, -inside.features.norm(dim=1)], 1), labels
+        texture = self.texture.nearest(inside.view("texture"))
+        kind = self.kind.nearest(inside.view("kind"))
+        return torch.stack([texture, kind, -inside.features.norm(dim=1)], 1)
 
     def as_dict(self) -> dict[str, Any]:
         """Give what a checkpoint holds of it."""
-        return {key: getattr(self, key) for key in KEYS}
+        spaces = {name: getattr(self, name)._asdict() for name in SHRINKAGE}
+        return {key: getattr(self, key) for key in KEYS} | spaces
 
     @classmethod
     def of(cls, found: dict, device: torch.device) -> "Known":
         """Give what a checkpoint says, on a device."""
+        spaces = {
+            name: Space(*(found[name][key].to(device) for key in Space._fields))
+            for name in SHRINKAGE
+        }
         return cls(
-            **{
-                key: value.to(device) if isinstance(value, Tensor) else value
-                for key, value in found.items()
-            }
+            **spaces,
+            patches=found["patches"],
+            distances=found["distances"].to(device),
+            labels=found["labels"].to(device),
         )
 
     def few(self) -> list[int]:
         """Give the cities that have too few val patches."""
-        return [label for label in range(len(self.means)) if label not in self.usual]
+        counts = torch.bincount(devices.to_cpu(self.labels), minlength=len(self.kind.means))
+        return (counts < LEAST_VAL_PATCHES).nonzero().flatten().tolist()
+
+    @cached_property
+    def usual(self) -> "Usual | None":
+        """What is usual, None where a city has too few val patches."""
+        return None if self.few() else Usual.of(devices.to_cpu(self.distances).numpy())
 
     def familiarity(self, inside: Inside) -> np.ndarray:
         """Give how familiar n patches are: float64 (n,), above 0 to 1; NaN where it cannot be told.
 
         inside: on the same device.
         """
-        distances, labels = (devices.to_cpu(each).numpy() for each in self.nearest(inside))
-        found = np.full(len(distances), np.nan)
-        for label, usual in self.usual.items():
-            is_here = labels == label
-            found[is_here] = usual.familiarity(distances[is_here])
-        return found
+        if self.usual is None:
+            return np.full(len(inside.features), np.nan)
+        return self.usual.familiarity(devices.to_cpu(self.far(inside)).numpy())
 
 
 @dataclass(frozen=True)
 class Usual:
-    """How far the n val patches of a city are."""
+    """How far the N val patches are."""
 
-    rising: np.ndarray  # (n, 2): distances by kind and by strength, each in order
-    smaller: np.ndarray  # (n,): the smaller one of each patch's two shares, in order
+    rising: np.ndarray  # (N, 3): each of the distances in order
+    smallest: np.ndarray  # (N,): the smallest of each patch's shares, in order
 
     @classmethod
     def of(cls, distances: np.ndarray) -> "Usual":
-        """Give that of patches with these distances (n, 2)."""
+        """Give that of patches with these distances (N, 3)."""
         rising = np.sort(distances, axis=0)
-        return cls(rising, np.sort(_smaller_share(rising, distances)))
+        return cls(rising, np.sort(_smallest_share(rising, distances)))
 
     def familiarity(self, distances: np.ndarray) -> np.ndarray:
-        """Give that of other patches (m, 2): float64 (m,)."""
-        shares = _smaller_share(self.rising, distances)
-        farther = np.searchsorted(self.smaller, shares, side="right")
-        return (1 + farther) / (1 + len(self.smaller))
+        """Give that of other patches (n, 3): float64 (n,)."""
+        shares = _smallest_share(self.rising, distances)
+        farther = np.searchsorted(self.smallest, shares, side="right")
+        return (1 + farther) / (1 + len(self.smallest))
 
 
-def _smaller_share(rising: np.ndarray, distances: np.ndarray) -> np.ndarray:
-    """The smaller share (m,) of usual patches that are as far as these (m, 2), or farther."""
-    nearer = [np.searchsorted(rising[:, k], distances[:, k], side="left") for k in (0, 1)]
-    return (len(rising) - np.maximum(*nearer)) / len(rising)
+def _smallest_share(rising: np.ndarray, distances: np.ndarray) -> np.ndarray:
+    """The smallest share (n,) of usual patches that are as far as these (n, 3), or farther."""
+    nearer = [
+        np.searchsorted(usual, found, side="left")
+        for usual, found in zip(rising.T, distances.T, strict=True)
+    ]
+    return 1 - np.max(nearer, axis=0) / len(rising)
 
 
 def is_right(found: object, model: dict[str, Tensor], classes: int) -> bool:
@@ -218,36 +242,35 @@ def is_right(found: object, model: dict[str, Tensor], classes: int) -> bool:
     """
     if type(found) is not dict or set(found) != set(KEYS):
         return False
-    tensors = {key: found[key] for key in KEYS if key != "patches"}
-    if not all(type(each) is Tensor for each in tensors.values()):
+    spaces = [found[name] for name in SHRINKAGE]
+    if any(type(space) is not dict or set(space) != set(Space._fields) for space in spaces):
         return False
-    width = channels_of(model)
-    count = found["labels"].numel()
-    shapes = {
-        "means": (classes, width),
-        "axes": (width, width),
-        "distances": (count, 2),
-        "labels": (count,),
-    }
-    for key, each in tensors.items():
-        dtype = torch.int64 if key == "labels" else torch.float32
-        if tuple(each.shape) != shapes[key] or each.dtype != dtype:
-            return False
-        if not bool(each.isfinite().all()):
-            return False
     labels = found["labels"]
+    if type(labels) is not Tensor or labels.dtype != torch.int64 or labels.ndim != 1:
+        return False
+    of_floats = [(found["distances"], (len(labels), 3))]
+    for name, width in widths_of(model).items():
+        of_floats += [(found[name]["means"], (classes, width))]
+        of_floats += [(found[name]["axes"], (width, width))]
+    if not all(_is_right_tensor(*each) for each in of_floats):
+        return False
     return (
         type(found["patches"]) is int
         and found["patches"] >= 0
-        and count <= MOST_VAL_PATCHES
         and bool(((labels >= 0) & (labels < classes)).all())
     )
 
 
-def channels_of(model: dict[str, Tensor]) -> int | None:
-    """Give how many channels layer3 of a ResNet has, by its state dict; None if it is none.
+def _is_right_tensor(value: object, shape: tuple[int, ...]) -> bool:
+    is_tensor = type(value) is Tensor and value.dtype == torch.float32
+    return is_tensor and tuple(value.shape) == shape and bool(value.isfinite().all())
 
-    The last layer is given twice as many, those of layer4.
+
+def widths_of(model: dict[str, Tensor]) -> dict[str, int]:
+    """Give how wide each view of a ResNet is, by its state dict.
+
+    The last layer is given the channels of layer4; each layer before it has half as many.
     """
     last = model.get("fc.weight")
-    return None if last is None or last.ndim != 2 else last.shape[1] // 2
+    features = last.shape[1] if last is not None and last.ndim == 2 else 0
+    return {"texture": features // 4 + features // 2, "kind": features // 2}

@@ -75,9 +75,9 @@ def closing_words(familiarity: np.ndarray | None) -> str:
     if said == TOO_FEW:
         return (
             "whether a picture is like none of the cities: too few to tell (below"
-            f" {LEAST_VAL_PATCHES} val patches a city)"
+            f" {LEAST_VAL_PATCHES} val patches of some city)"
         )
     return (
-        "familiarity: how many of the nearest city's val patches are as far off or farther, the"
-        f" median of the patches; at most {100 * UNLIKE:g} %: {UNLIKE_ANY}"
+        "familiarity: the share of val patches that are as far from what the network knows, or"
+        f" farther; the median of the patches; at most {100 * UNLIKE:g} %: {UNLIKE_ANY}"
     )

@@ -20,7 +20,7 @@ from dl_slicer.distributed import RANK
 from dl_slicer.model import checkpoints, evaluation, familiarity, networks
 from dl_slicer.model.checkpoints import Checkpoint
 from dl_slicer.model.evaluation import Setup, Take, Watch
-from dl_slicer.model.familiarity import Inside, Moments
+from dl_slicer.model.familiarity import SHRINKAGE, Inside, Known, Moments, Space
 from dl_slicer.model.temperature import Evidence
 from dl_slicer.patch_sets.reading import PatchSet
 from dl_slicer.training.history import write_history
@@ -110,25 +110,30 @@ def find(
     """Give the temperature and what the network knows. None if a pass was stopped."""
     classes = len(train.classes)
     device = model.fc.weight.device
-    width = familiarity.channels_of(model.state_dict())
-    moments = Moments.none(classes, width, device)
+    moments = {
+        name: Moments.none(classes, width, device)
+        for name, width in familiarity.widths_of(model.state_dict()).items()
+    }
     chosen = familiarity.choose_patches(train.labels, classes, seed)
 
     def learn(logits: Tensor, inside: Inside, labels: Tensor) -> Tensor:
-        moments.add(inside.middle, labels)
+        for name, each in moments.items():
+            each.add(inside.view(name), labels)
         return logits[:, :0]
 
     if visits.train(model, learn, 0, chosen) is None:
         return None
-    known = moments.known()
-    on_device = familiarity.Known.of(known.as_dict(), device)
+    spaces = {name: each.space(SHRINKAGE[name]) for name, each in moments.items()}
+    known = Known(**spaces, patches=len(chosen))
+    on_device = {name: Space(*(each.to(device) for each in spaces[name])) for name in spaces}
+    judged = Known(**on_device, patches=len(chosen))
     evidence = Evidence()
 
     def judge(logits: Tensor, inside: Inside, labels: Tensor) -> Tensor:
         evidence.add(logits, labels)
-        return on_device.nearest(inside)[0]
+        return judged.far(inside)
 
-    distances = visits.val(model, judge, 2, None)
+    distances = visits.val(model, judge, 3, None)
     if distances is None:
         return None
     known.distances = distances
@@ -138,12 +143,12 @@ def find(
 
 def describe(name: str, found: Found) -> str:
     """Say in a line what a checkpoint has learnt of itself."""
-    known = familiarity.Known(**found.familiarity)
+    known = Known.of(found.familiarity, torch.device("cpu"))
     line = f"{name}: temperature {found.temperature:.3f}, by {len(known.labels)} val patches"
     few = len(known.few())
     if few:
         line += (
-            f"; {few} of {len(known.means)} cities have below {familiarity.LEAST_VAL_PATCHES} of"
-            " them: too few to tell there what is unlike any city"
+            f"; {few} of {len(known.kind.means)} cities have below"
+            f" {familiarity.LEAST_VAL_PATCHES} of them: too few to tell what is unlike any city"
         )
     return line

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dl_slicer.model import familiarity
-from dl_slicer.model.familiarity import Inside, Known, Moments
+from dl_slicer.model.familiarity import SHRINKAGE, Inside, Known, Moments
 
 CLASSES = 3
 WIDTH = 6
@@ -18,12 +18,12 @@ def features_of(labels, seed, spread=1.0):
     return (centres[labels] + spread * rng.normal(0, 1, (len(labels), WIDTH)) @ mixed).astype("f4")
 
 
-def inside(middle, strength=10.0):
-    """What a network computes: these channels, and features of this length."""
-    middle = torch.as_tensor(middle)
-    features = torch.zeros(len(middle), 2 * WIDTH)
+def inside(layer3, strength=10.0):
+    """What a network computes: these channels, some of them, and features of this length."""
+    layer3 = torch.as_tensor(layer3)
+    features = torch.zeros(len(layer3), 2 * WIDTH)
     features[:, 0] = torch.as_tensor(strength, dtype=torch.float32)
-    return Inside(middle, features)
+    return Inside(layer3[:, : WIDTH // 2] ** 2, layer3, features)
 
 
 def strengths(count, seed):
@@ -33,49 +33,56 @@ def strengths(count, seed):
 @pytest.fixture(scope="module")
 def known():
     train = np.arange(600) % CLASSES
-    moments = Moments.none(CLASSES, WIDTH, torch.device("cpu"))
-    features = torch.from_numpy(features_of(train, 2))
-    for rows in torch.arange(600).split(70):
-        moments.add(features[rows], torch.from_numpy(train)[rows])
-    found = moments.known()
+    seen = inside(features_of(train, 2))
+    spaces = {}
+    for name, shrinkage in SHRINKAGE.items():
+        view = seen.view(name)
+        moments = Moments.none(CLASSES, view.shape[1], torch.device("cpu"))
+        for rows in torch.arange(600).split(70):
+            moments.add(view[rows], torch.from_numpy(train)[rows])
+        spaces[name] = moments.space(shrinkage)
     val = np.arange(3 * 150) % CLASSES
-    found.distances = found.nearest(inside(features_of(val, 3), strengths(450, 4)))[0]
-    found.labels = torch.from_numpy(val)
+    found = Known(**spaces, patches=600, labels=torch.from_numpy(val))
+    found.distances = found.far(inside(features_of(val, 3), strengths(450, 4)))
     return found
 
 
-def test_distances_are_those_of_the_formula(known):
+@pytest.mark.parametrize(("name", "number"), [("texture", 0), ("kind", 1)])
+def test_distances_are_those_of_the_formula(known, name, number):
     labels = np.arange(600) % CLASSES
-    features = features_of(labels, 2).astype(float)
-    means = np.stack([features[labels == k].mean(0) for k in range(CLASSES)])
-    rest = features - means[labels]
-    covariance = rest.T @ rest / len(rest)
-    share = familiarity.SHRINKAGE
-    shrunk = (1 - share) * covariance + share * np.eye(WIDTH) * np.trace(covariance) / WIDTH
-    inverse = np.linalg.inv(shrunk)
-    others = features_of(np.array([0, 1, 2, 2, 0]), 7, spread=2.0)
-    distances, nearest = known.nearest(inside(others, 7.5))
-    assert distances[:, 1].tolist() == pytest.approx([-7.5] * 5)
-    for row, distance, label in zip(others.astype(float), distances[:, 0], nearest, strict=True):
+    train = inside(features_of(labels, 2)).view(name).double().numpy()
+    means = np.stack([train[labels == k].mean(0) for k in range(CLASSES)])
+    rest = train - means[labels]
+    deviations = np.sqrt((rest**2).mean(0))
+    deviations = np.maximum(deviations, deviations.mean() / 100)
+    correlations = (rest.T @ rest / len(rest)) / np.outer(deviations, deviations)
+    share = SHRINKAGE[name]
+    shrunk = (1 - share) * correlations + share * np.eye(len(correlations))
+    inverse = np.linalg.inv(shrunk * np.outer(deviations, deviations))
+    others = inside(features_of(np.array([0, 1, 2, 2, 0]), 7, spread=2.0), 7.5)
+    distances = known.far(others)
+    assert distances[:, 2].tolist() == pytest.approx([-7.5] * 5)
+    for row, distance in zip(others.view(name).double().numpy(), distances, strict=True):
         squares = [(row - mean) @ inverse @ (row - mean) for mean in means]
-        assert float(distance) == pytest.approx(min(squares), rel=1e-3)
-        assert int(label) == int(np.argmin(squares))
+        assert float(distance[number]) == pytest.approx(min(squares), rel=2e-3)
 
 
-def test_familiarity_counts_val_patches_of_the_nearest_city(known):
+def test_kind_is_the_logarithm_of_layer3_and_texture_has_both_layers():
+    seen = inside(features_of(np.array([0, 1]), 7))
+    assert torch.allclose(seen.view("kind"), torch.log(seen.layer3.clamp(min=0) + 0.01))
+    assert torch.equal(seen.view("texture"), torch.cat([seen.layer2, seen.layer3], 1))
+
+
+def test_familiarity_counts_val_patches(known):
     others = inside(features_of(np.array([0, 1, 2, 2, 0]), 7, spread=1.3), strengths(5, 9))
-    distances, nearest = known.nearest(others)
 
-    def smaller_share(of_city, distance):
-        return min(float((of_city[:, k] >= distance[k]).double().mean()) for k in (0, 1))
+    def smallest_share(distance):
+        return min(float((known.distances[:, k] >= distance[k]).double().mean()) for k in range(3))
 
-    for familiar, distance, label in zip(
-        known.familiarity(others), distances, nearest, strict=True
-    ):
-        of_city = known.distances[known.labels == label]
-        own = smaller_share(of_city, distance)
-        farther = sum(smaller_share(of_city, each) <= own for each in of_city)
-        assert familiar == pytest.approx((1 + farther) / (1 + len(of_city)))
+    usual = np.array([smallest_share(each) for each in known.distances])
+    for familiar, distance in zip(known.familiarity(others), known.far(others), strict=True):
+        farther = (usual <= smallest_share(distance) + 1e-12).sum()
+        assert familiar == pytest.approx((1 + farther) / (1 + len(usual)))
 
 
 def test_patches_like_val_are_evenly_familiar_and_others_are_not(known):
@@ -87,27 +94,25 @@ def test_patches_like_val_are_evenly_familiar_and_others_are_not(known):
     assert (known.familiarity(inside(middle, 4.0)) <= familiarity.UNLIKE).all()  # too weak
 
 
-def test_below_99_val_patches_a_city_it_cannot_be_told(known):
+def test_below_99_val_patches_of_a_city_it_cannot_be_told(known):
     def with_patches(count):
-        keep = torch.cat([(known.labels == k).nonzero().flatten()[:count] for k in range(CLASSES)])
-        return Known(
-            known.means, known.axes, known.patches, known.distances[keep], known.labels[keep]
-        )
+        keep = torch.arange(3 * 99)
+        keep = keep[(known.labels[keep] != 1) | (keep < 3 * count)]
+        return Known(known.texture, known.kind, 600, known.distances[keep], known.labels[keep])
 
     far = inside(features_of(np.arange(9) % 3, 11) + 100)
     assert np.isnan(with_patches(98).familiarity(far)).all()
-    assert with_patches(98).few() == [0, 1, 2]
+    assert with_patches(98).few() == [1]
     enough = with_patches(99)
     assert enough.few() == []
-    assert enough.familiarity(far) == pytest.approx(np.full(9, 0.01))
-    assert (enough.familiarity(far) <= familiarity.UNLIKE).all()
+    assert enough.familiarity(far) == pytest.approx(np.full(9, 1 / 298))
 
 
 def test_precision_does_not_depend_on_autocast(known):
     others = inside(features_of(np.arange(9) % 3, 11))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        distances, _ = known.nearest(others)
-    assert torch.allclose(distances, known.nearest(others)[0])
+        distances = known.far(others)
+    assert torch.allclose(distances, known.far(others))
 
 
 def test_as_many_patches_of_each_city_are_chosen(monkeypatch):
@@ -120,31 +125,35 @@ def test_as_many_patches_of_each_city_are_chosen(monkeypatch):
     assert (familiarity.choose_patches(labels, 3, seed=6) != chosen).any()
 
 
-def test_features_that_never_vary_are_no_trouble():
+def test_channels_that_never_vary_are_no_trouble():
     moments = Moments.none(2, 4, torch.device("cpu"))
-    features = torch.zeros(10, 4)
-    features[:, 0] = torch.arange(10.0)
-    moments.add(features, torch.arange(10) % 2)
-    found = moments.known()
-    assert found.axes.isfinite().all()
-    distances, _ = found.nearest(inside([[4.0, 0, 0, 0], [4.0, 50, 0, 0]]))
-    assert distances[1, 0] > 100 * distances[0, 0]
+    view = torch.zeros(10, 4)
+    view[:, 0] = torch.arange(10.0)
+    moments.add(view, torch.arange(10) % 2)
+    space = moments.space(0.1)
+    assert space.axes.isfinite().all()
+    near, far = space.nearest(torch.tensor([[4.0, 0, 0, 0], [4.0, 50, 0, 0]]))
+    assert far > 100 * near
 
 
 def test_what_a_checkpoint_holds_is_checked(known):
     model = {"fc.weight": torch.zeros(CLASSES, 2 * WIDTH)}
     right = known.as_dict()
     assert familiarity.is_right(right, model, CLASSES)
+    kind = right["kind"]
     wrong = [
         None,
         {},
         right | {"more": 1},
         right | {"patches": -1},
         right | {"patches": 1.0},
-        right | {"means": right["means"][:2]},
-        right | {"means": right["means"].double()},
-        right | {"means": right["means"] * torch.nan},
-        right | {"axes": right["axes"][:, :3]},
+        right | {"kind": None},
+        right | {"kind": kind | {"more": 1}},
+        right | {"kind": kind | {"means": kind["means"][:2]}},
+        right | {"kind": kind | {"means": kind["means"].double()}},
+        right | {"kind": kind | {"means": kind["means"] * torch.nan}},
+        right | {"kind": kind | {"axes": kind["axes"][:, :3]}},
+        right | {"texture": kind},
         right | {"distances": right["distances"][:-1]},
         right | {"distances": right["distances"][:, :1]},
         right | {"distances": right["distances"].tolist()},

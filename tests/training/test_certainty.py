@@ -23,10 +23,10 @@ def answers(data, finished):
     sets = [reading.open_split(data, split) for split in ("train", "val")]
     with evaluation.seen_inside(model) as passes:
         found = [evaluation.evaluate(model, patches, setup) for patches in sets]
-    middle = torch.cat([each.middle for each in passes])
+    everything = Inside(*(torch.cat(each) for each in zip(*passes, strict=True)))
+    sizes = [len(each) for each in sets]
     inside = [
-        Inside(part, each.features)
-        for part, each in zip(middle.split([len(each) for each in sets]), found, strict=True)
+        Inside(*each) for each in zip(*(each.split(sizes) for each in everything), strict=True)
     ]
     return checkpoint, sets, inside, found
 
@@ -43,14 +43,13 @@ def test_the_temperature_is_that_of_all_val_logits_at_once(answers):
 
 def test_what_is_known_is_that_of_all_features_at_once(answers):
     checkpoint, (train, val), (of_train, of_val), _ = answers
-    known = Known(**checkpoint.familiarity)
+    known = Known.of(checkpoint.familiarity, torch.device("cpu"))
     labels = torch.from_numpy(train.labels.astype(np.int64))
     assert known.patches == len(train)
     for label in range(len(train.classes)):
-        mean = of_train.middle[labels == label].double().mean(0)
-        assert torch.allclose(known.means[label].double(), mean, rtol=1e-3, atol=1e-4)
-    distances, _ = known.nearest(of_val)
-    assert torch.allclose(known.distances, distances, rtol=1e-3, atol=1e-2)
+        mean = of_train.view("kind")[labels == label].double().mean(0)
+        assert torch.allclose(known.kind.means[label].double(), mean, rtol=1e-3, atol=1e-4)
+    assert torch.allclose(known.distances, known.far(of_val), rtol=1e-3, atol=1e-2)
     assert known.labels.tolist() == val.labels.tolist()
 
 
