@@ -69,7 +69,8 @@ def test_probabilities_are_those_of_the_plain_model(data, finished, tmp_path):
         )
         for patch in patch_set.read(np.arange(len(patch_set)))
     ]
-    probabilities = model.eval()(torch.stack(images)).softmax(1).detach()
+    logits = model.eval()(torch.stack(images)).detach()
+    probabilities = (logits / checkpoint["temperature"]).softmax(1)
     rows = read_rows(tmp_path / "predictions.csv")
     predicted = [checkpoint["classes"][number] for number in probabilities.argmax(1)]
     assert predicted == [row["predicted"] for row in rows]

@@ -53,13 +53,13 @@ def draw_reliability(
     if untempered is not None:
         before = calibration(true, untempered, bins)
         _draw_dots(upper, before)
-        error += f" (without temperature {100 * before.error:.1f} %)"
+        error += f"\nwithout temperature {100 * before.error:.1f} %"
     upper.set(
         xlim=(0, 1),
         ylim=(0, 1.02),
         ylabel="accuracy",
     )
-    upper.set_title(f"{error}\naccuracy {100 * accuracy:.1f} %", fontsize=11)
+    upper.set_title(f"{error}, accuracy {100 * accuracy:.1f} %", fontsize=11)
     upper.legend(loc="upper left", frameon=False)
     lower.bar(middles, 100 * calibrated.counts / len(true), width, color=GREY)
     lower.set(xlabel="confidence (highest probability)", ylabel="% of patches")
