@@ -106,11 +106,12 @@ class Moments:
         for each in (self.counts, self.sums, self.products):
             total(each)
         counts, sums, products = (
-            devices.to_cpu(each).double() for each in (self.counts, self.sums, self.products)
+            devices.to_cpu(each).numpy().astype(float)
+            for each in (self.counts, self.sums, self.products)
         )
-        means = sums / counts.clamp(min=1)[:, None]
-        within = (products - (sums.T @ means)) / counts.sum().clamp(min=1)
-        return Space(means.float(), _axes(within, shrinkage))
+        means = sums / np.maximum(counts, 1)[:, None]
+        within = (products - sums.T @ means) / max(1.0, counts.sum())
+        return Space(torch.from_numpy(means.astype(np.float32)), _axes(within, shrinkage))
 
 
 def _exactly(device: torch.device) -> torch.autocast:
@@ -118,21 +119,20 @@ def _exactly(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, enabled=False)
 
 
-def _axes(covariance: Tensor, shrinkage: float) -> Tensor:
+def _axes(covariance: np.ndarray, shrinkage: float) -> Tensor:
     """Give A (W, W) with A A' the inverse of a covariance, float32; it is shrunk first.
 
     Its correlations are drawn to none; a channel that never varies counts as one that varies by a
     hundredth of what others do.
     """
-    deviations = covariance.diagonal().clamp(min=0).sqrt()
-    floor = (deviations.mean() / 100).clamp(min=torch.finfo(torch.float32).eps)
-    deviations = deviations.clamp(min=floor)
-    correlations = covariance / (deviations[:, None] * deviations)
-    same = torch.eye(len(covariance), dtype=covariance.dtype)
-    shrunk = (1 - shrinkage) * correlations + shrinkage * same
-    variances, directions = torch.linalg.eigh(shrunk)
-    axes = directions / variances.clamp(min=shrinkage / 2).sqrt() / deviations[:, None]
-    return axes.float()
+    deviations = np.sqrt(np.maximum(covariance.diagonal(), 0))
+    floor = max(deviations.mean() / 100, np.finfo(np.float32).eps)
+    deviations = np.maximum(deviations, floor)
+    correlations = covariance / np.outer(deviations, deviations)
+    shrunk = (1 - shrinkage) * correlations + shrinkage * np.eye(len(covariance))
+    variances, directions = np.linalg.eigh(shrunk)
+    axes = directions / np.sqrt(np.maximum(variances, shrinkage / 2)) / deviations[:, None]
+    return torch.from_numpy(axes.astype(np.float32))
 
 
 class Space(NamedTuple):

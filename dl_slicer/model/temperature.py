@@ -124,7 +124,7 @@ def _sums_of(logits: Tensor, labels: Tensor) -> Sums:
     logits = logits - logits.max(1, keepdim=True).values
     true = logits.gather(1, labels[:, None])
     is_wrong = logits.argmax(1, keepdim=True) != labels[:, None]
-    inverses = torch.from_numpy(np.exp(log_inverses())).to(logits.device, dtype)
+    inverses = torch.from_numpy(np.exp(log_inverses())).to(dtype).to(logits.device)
     slopes = torch.empty_like(inverses)
     bends = torch.empty_like(inverses)
     for step, inverse in enumerate(inverses):

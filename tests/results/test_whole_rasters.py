@@ -20,6 +20,7 @@ from dl_slicer.cli import InputError
 from dl_slicer.model import checkpoints
 from dl_slicer.patch_sets import rasters as reading
 from dl_slicer.results import geotiffs, place_polygons, places, raster_saliency, raster_windows
+from dl_slicer.results.familiar_places import Places
 from dl_slicer.results.result_folder import Call
 from relevance_cam import rasters
 from test_classification import write_explorers
@@ -295,7 +296,7 @@ def test_more_cities_than_a_byte_counts(tmp_path):
     by_place[0] = 0
     by_place[0, :, 299] = 1
     names = [f"City {number}" for number in range(300)]
-    geotiffs.write_places(tmp_path, "many", cells, by_place, names)
+    geotiffs.write_places(tmp_path, "many", cells, Places(by_place), names)
     values, profile, _ = read(tmp_path / "many.places.tif")
     assert (profile["dtype"], profile["nodata"]) == ("uint16", 65535)
     assert values[0].tolist() == [[299] * 3, [65535] * 3]
