@@ -220,7 +220,10 @@ def fit_temperatures(patches: Patches) -> dict[int, float]:
     found = {}
     for fold in folds:
         others = patches.fold != fold
-        found[fold] = temperature.fit_temperature(patches.logits[others], patches.true[others])
+        sites = set(zip(patches.true[others].tolist(), patches.sites[others], strict=True))
+        found[fold] = temperature.fit_temperature(
+            patches.logits[others], patches.true[others], len(sites)
+        )
     return found
 
 

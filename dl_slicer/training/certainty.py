@@ -138,7 +138,14 @@ def find(
         return None
     known.distances = distances
     known.labels = torch.from_numpy(val.labels.astype(np.int64))
-    return Found(evidence.of_all_processes(classes, device).temperature(), known.as_dict())
+    found = evidence.of_all_processes(classes, device).temperature(count_sites(val))
+    return Found(found, known.as_dict())
+
+
+def count_sites(patches: PatchSet) -> int:
+    """Count the sites that patches are from."""
+    places = {(int(label), patches.site(i)) for i, label in enumerate(patches.labels)}
+    return len(places)
 
 
 def describe(name: str, found: Found) -> str:

@@ -63,6 +63,32 @@ def test_it_is_1_where_it_cannot_be_told():
     assert temperature.Evidence().temperature() == 1
 
 
+@pytest.mark.parametrize("sites", [1, 8, 45, 2000])
+def test_few_sites_are_drawn_towards_1(sites):
+    """Recomputed by scipy; the more sites, the nearer to what the patches alone say."""
+    logits, labels = draw(2.6)
+    exact = optimize.minimize_scalar(
+        lambda log: (
+            sites * likelihood(logits, labels, np.exp(log)) + log**2 / 2 / temperature.SPREAD**2
+        ),
+        bounds=(-3, 3),
+        method="bounded",
+        options={"xatol": 1e-9},
+    )
+    found = temperature.fit_temperature(logits, labels, sites)
+    assert found == pytest.approx(np.exp(exact.x), rel=2e-4)
+    alone = temperature.fit_temperature(logits, labels)
+    assert 1 < found < alone
+    assert temperature.fit_temperature(logits, labels, 2 * sites) > found
+
+
+def test_with_sites_all_right_is_told_within_reason():
+    """Where nothing is wrong the temperature falls, but not without end."""
+    logits, _ = draw(1.0)
+    found = [temperature.fit_temperature(logits, logits.argmax(1), n) for n in (4, 40, 400)]
+    assert 1 > found[0] > found[1] > found[2] >= 1 / temperature.HIGHEST
+
+
 def test_no_class_changes():
     logits = torch.tensor([[1.0, 2.0, 0.5], [3.0, 3.0, 1.0]])
     close = torch.tensor([[5.0, np.nextafter(np.float32(5), np.float32(6)), 1.0]])

@@ -99,12 +99,14 @@ def test_a_folds_temperature_comes_from_the_others(written):
     whole = [fold for fold in measured if fold.training_sites is None]
     logits = []
     true = []
+    sites = set()
     for fold in whole[:2]:  # the third fold's; its own site that was tested before is the first's
         rows = read(fold.results / "predictions.csv")
         logits.append(np.load(fold.results / "logits.npy"))
         true += [CITIES.index(row["true"]) for row in rows]
+        sites |= {(row["true"], row["site"]) for row in rows}
     assert metrics["temperatures"]["3"] == pytest.approx(
-        fit_temperature(np.concatenate(logits), np.array(true))
+        fit_temperature(np.concatenate(logits), np.array(true), len(sites))
     )
     assert metrics["loss"] < metrics["loss_untempered"]
     assert metrics["ece"] < metrics["ece_untempered"]
