@@ -165,7 +165,7 @@ def test_another_grouping_gives_other_results(both, monkeypatch, grouping):
 
 
 def test_a_network_says_the_same_of_both(data, finished, tmp_path):
-    """But for what JPEG costs: at most one patch in a hundred.
+    """But for what JPEG costs: at most three patches in a hundred.
 
     The pictures are noise, which JPEG changes more than anything, and the network is hardly
     trained: so the least that JPEG can cost.
@@ -189,4 +189,4 @@ def test_a_network_says_the_same_of_both(data, finished, tmp_path):
             )
         ]
         differing.append(predicted[0] != predicted[1])
-    assert torch.cat(differing).float().mean() <= 0.01
+    assert torch.cat(differing).float().mean() <= 0.03
