@@ -109,7 +109,9 @@ def check_layer(name: str, ours: nn.Module | None, theirs: pickles.Module | None
     None: there is no such layer.
     """
     kind = theirs.kind.rpartition(".")[2] if theirs is not None else "missing"
-    wanted = type(ours).__name__ if ours is not None else "missing"
+    wanted = "missing"
+    if ours is not None:
+        wanted = getattr(type(ours), "computes_as", type(ours)).__name__
     if (
         name == "avgpool"
         and kind == "AvgPool2d"

@@ -142,13 +142,14 @@ def test_rasters_of_one_name_have_figures_of_their_own(data, finished, tmp_path)
         raster = data.parent / "raw" / folder / "2020.png"
         __main__.main(arguments(data, finished, tmp_path, *flags, str(raster)))
     names = {f"{stem}_relevance-cam.jpg" for stem in rasters.values()}
+    raster = data.parent / "raw" / "Bb (BBB)" / "site0" / "2020.png"
+    __main__.main(arguments(data, finished, tmp_path, *flags, str(raster), "--target", "AAA"))
     before = files(tmp_path)
     pictures = {path for path in before if ".explorer/" not in path}
     pages = {f"{stem}.html" for stem in rasters.values()}
     assert pictures == {*names, *pages, "contents.json"}
-    # The same raster again replaces its own.
-    raster = data.parent / "raw" / "Bb (BBB)" / "site0" / "2020.png"
-    __main__.main(arguments(data, finished, tmp_path, *flags, str(raster), "--target", "AAA"))
+    # The same raster again, explained as another city, replaces its own.
+    __main__.main(arguments(data, finished, tmp_path, *flags, str(raster), "--target", "BBB"))
     after = files(tmp_path)
     assert set(after) == set(before)
     changed = {name for name in names if after[name] != before[name]}
