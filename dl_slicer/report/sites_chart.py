@@ -11,7 +11,7 @@ from dl_slicer.report.folds_files import City, CurvePoint, Site
 
 WIDTH = 380
 LEFT = 110  # beside it the sites' names
-RIGHT = WIDTH - 46  # beside it their accuracies
+RIGHT = WIDTH - 56  # beside it their accuracies
 CITY_HEIGHT = 24
 SITE_HEIGHT = 15
 TOP = 6
