@@ -175,6 +175,11 @@ def say_doubts(patch_set: PatchSet) -> None:
             "not kept apart: preprocessing was told --allow-overlap, so some of these patches show"
             " ground that training patches show, and every figure is too good"
         )
+    if patch_set.split == "held-out" and any(part.split == "val" for part in patch_set.regions):
+        print(
+            "held-out has val patches, too: they gave the temperature and chose best.pth; measure"
+            " last.pth, and take how sure it is from --split test"
+        )
     unplaced = patch_set.describe_unplaced()
     if unplaced:
         print(f"portraits: {unplaced}; a row of portraits has at most one of each such raster")

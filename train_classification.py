@@ -82,7 +82,7 @@ def add_data_flags(group: flags.FlagGroup) -> None:
         type=cli.number(float, above=0, most=1e6),
         metavar="GB",
         help="memory of each process for --order grouped; more mixes better;"
-        " default: an eighth of the machine's free memory",
+        " default: an eighth of the machine's free memory, shared by its processes",
     )
 
 

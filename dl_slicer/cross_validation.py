@@ -160,9 +160,7 @@ def cross_validate(args: argparse.Namespace, rasters: Rasters) -> None:
     book = open_book(args)
     plan = planned_folds.plan_folds(args, rasters)
     say_plan(args, plan, rasters)
-    for fold in plan:
-        # All are looked at before any is made: hours of work would end with a refusal.
-        planned_folds.is_measured(fold, book, rasters, wants_cues(args, fold))
+    check_folds(plan, args, book, rasters)
     count = planned_runs.count_processes(args.changed.device)
     for number in dict.fromkeys(fold.number for fold in plan):
         of_number = [fold for fold in plan if fold.number == number]
@@ -214,6 +212,29 @@ def say_plan(args: argparse.Namespace, plan: Sequence[PlannedFold], rasters: Ras
         cli.say("--curve: no city has more than one train site, so there is nothing to add")
 
 
+def check_folds(
+    plan: Sequence[PlannedFold], args: argparse.Namespace, book: Ledger, rasters: Rasters
+) -> None:
+    """InputError if a fold cannot be made: before any is, since hours of work would end with it.
+
+    Another fold may refuse what the first one takes: a raster that is too narrow for halves, or
+    that overlaps one of another site. So each fold's patch set is made first, or completed.
+    """
+    missing = []
+    for fold in plan:
+        is_measured = planned_folds.is_measured(fold, book, rasters, wants_cues(args, fold))
+        planned_folds.check_rasters(fold, rasters)
+        # What --tidy would remove again is made only to see whether it can be.
+        if not is_measured and not (args.tidy and fold.run.is_dir()):
+            missing.append(fold.number)
+    for number in dict.fromkeys(missing):
+        whole = PlannedFold(Path(args.out), number)
+        cli.say(f"\n{whole.name}: preprocessing")
+        planned_folds.preprocess(whole, args.for_preprocessing, args.seed)
+        if args.tidy:
+            planned_folds.remove_patches([whole])
+
+
 def wants_cues(args: argparse.Namespace, fold: PlannedFold) -> bool:
     """Whether a fold is to be tested with --cues: those with fewer train sites are not."""
     return args.cues and fold.training_sites is None
@@ -227,10 +248,13 @@ def make_fold(
     if planned_folds.is_measured(fold, book, rasters, has_cues):
         cli.say(f"{fold.name}: done before")
         return
-    cli.say(f"\n{fold.name}: preprocessing")
-    planned_folds.preprocess(fold, args.for_preprocessing, args.seed)
+    planned_folds.note_rasters(fold, rasters)
+    if not fold.has_patches:
+        cli.say(f"\n{fold.name}: preprocessing")
+        planned_folds.preprocess(fold, args.for_preprocessing, args.seed)
     cli.say(f"\n{fold.name}: training")
-    planned_folds.train(fold, args.for_training, count, book.counter(fold.name))
+    of_training = 1 if is_given("--probe", args.for_training) else count
+    planned_folds.train(fold, args.for_training, of_training, book.counter(fold.name))
     cli.say(f"\n{fold.name}: testing {printable(fold.checkpoint)}")
     planned_folds.test(fold, args.changed, has_cues, count)
     planned_folds.note_measured(fold, book, rasters, has_cues)

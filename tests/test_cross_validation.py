@@ -2,11 +2,13 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from conftest import SMALL, Inline, as_flags, make_raw, signal_handlers_kept
+from PIL import Image
 
 import preprocessing
 import test_classification
@@ -110,6 +112,12 @@ def call(place, *own, after=("--arch", "resnet18", "--epochs", "1")):
     cross_validation.main([*words, "--", *after])
 
 
+def steps_of(*folds):
+    """All patch sets first, so that none is refused when others have been trained."""
+    tiled = [("preprocessing", f"fold_{n}") for n in folds]
+    return tiled + [(step, f"fold_{n}") for n in folds for step in ("train", "test")]
+
+
 def test_every_site_is_held_out_once(place, scripts, capsys):
     call(place)
     said = capsys.readouterr().out
@@ -117,8 +125,7 @@ def test_every_site_is_held_out_once(place, scripts, capsys):
     assert f"Aa (AAA){'site1':>25}{3:>20}{40:>9}{50.0:>12}  odd: low\n" in said
     assert said.count("site1 ") == 1
     assert "top-1 0.7500 (95 %: 0.5000 to 0.9000)\ninterval: over sites\n" in said
-    steps = ("preprocessing", "train", "test")
-    assert scripts.calls == [(step, f"fold_{n}") for n in (1, 2, 3) for step in steps]
+    assert scripts.calls == steps_of(1, 2, 3)
     assert scripts.tables == [["fold_1/results", "fold_2/results", "fold_3/results"]]
     tested = []
     for n in (1, 2, 3):
@@ -130,7 +137,7 @@ def test_every_site_is_held_out_once(place, scripts, capsys):
         {(aa, "site2"), (bb, "site2")},
         {(aa, "site1"), (bb, "site3")},  # round again
     ]
-    train, test = scripts.flags[1:3]
+    train, test = scripts.flags[3:5]
     assert train[:6] == ["--seed", "0", "--arch", "resnet18", "--epochs", "1"]
     assert train[-1] == "--resume"
     assert as_flags({"--checkpoint": place.out / "fold_1/run/last.pth"}) == test[:2]
@@ -147,9 +154,8 @@ def test_interrupted_anywhere_it_goes_on_there(place, scripts, number):
     scripts.interrupt_at = None
     scripts.calls.clear()
     call(place)
-    done = number // 3
-    steps = ("preprocessing", "train", "test")
-    assert scripts.calls == [(step, f"fold_{n}") for n in range(done + 1, 4) for step in steps]
+    done = max(0, number - 3) // 2
+    assert scripts.calls == steps_of(*range(done + 1, 4))
     assert len(scripts.tables) == 1
 
 
@@ -180,6 +186,32 @@ def test_results_that_are_not_whole_are_made_again(place, scripts):
     scripts.calls.clear()
     call(place, "--folds", 1)
     assert [step for step, _ in scripts.calls] == ["preprocessing", "train", "test"]
+
+
+def test_a_fold_that_cannot_be_is_refused_before_any_is_trained(place, scripts):
+    """A raster wide enough for train, but not for halves."""
+    file = place.raw / CITIES[0] / "site2" / "2020.png"
+    with Image.open(file) as image:
+        image.crop((0, 0, 40, image.height)).save(file)
+    with pytest.raises(InputError, match="smaller than a patch"):
+        call(place, "--patch-size", 32)
+    assert {step for step, _ in scripts.calls} == {"preprocessing"}
+
+
+@pytest.mark.parametrize("tidy", [(), ("--tidy",)])
+def test_rasters_that_change_before_a_fold_is_measured_are_refused(place, scripts, tidy):
+    """Else a network that was trained on a site would be measured on it as held out."""
+    scripts.interrupt_at = 4  # tiled and trained, but not measured
+    with pytest.raises(KeyboardInterrupt):
+        call(place, *tidy)
+    scripts.interrupt_at = None
+    sites = [place.raw / CITIES[0] / name for name in ("site1", "site3", "other")]
+    for source, target in ((0, 2), (1, 0), (2, 1)):
+        sites[source].rename(sites[target])
+    with pytest.raises(InputError, match="fold_1: was begun with other rasters than --raw has"):
+        call(place, *tidy)
+    shutil.rmtree(place.out / "fold_1")
+    call(place, *tidy)
 
 
 def test_other_flags_and_other_rasters_are_refused(place, scripts):
@@ -257,7 +289,11 @@ def test_a_patch_set_that_is_half_removed_is_no_obstacle(place, scripts, monkeyp
     assert not patches.exists()
     assert (patches.parent / "removed").is_dir()
     call(place, "--folds", 1, "--tidy", "--cues")
-    assert sorted(path.name for path in patches.parent.iterdir()) == ["results", "run"]
+    assert sorted(path.name for path in patches.parent.iterdir()) == [
+        "rasters.txt",
+        "results",
+        "run",
+    ]
 
 
 def test_probes_of_all_folds_share_their_features(place, scripts):

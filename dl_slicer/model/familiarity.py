@@ -143,8 +143,11 @@ class Space(NamedTuple):
 
     def nearest(self, view: Tensor) -> Tensor:
         """Give how far patches (n, W) are from the nearest city: (n,)."""
+        # From their middle: far from 0 float32 would lose the digits of small distances.
+        middle = self.means.mean(0)
         with _exactly(view.device):
-            squares = torch.cdist(view @ self.axes, self.means @ self.axes) ** 2
+            cities = (self.means - middle) @ self.axes
+            squares = torch.cdist((view - middle) @ self.axes, cities) ** 2
         return squares.amin(1)
 
 

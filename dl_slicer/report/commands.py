@@ -28,16 +28,17 @@ def commands(results: Results) -> list[Command]:
     What is not known (a patch set's or the training's settings) has no command.
     """
     found = []
-    if results.training and results.training_set:
+    # Sets of --curve are cut from others by cross_validation: no command of their own makes them.
+    if results.training and results.training_set and not results.training_set.train_sites:
         training = results.training
         found.append(_preprocessing(training.data, results.training_set, training))
-    if results.patch_set:
+    if results.patch_set and not results.patch_set.train_sites:
         preprocessing = _preprocessing(results.metrics.data, results.patch_set, results.metrics)
         if preprocessing not in found:
             found.append(preprocessing)
     if results.training:
         found.append(["python", "train_classification.py", *_training_flags(results.training)])
-    found.append(_test(results.metrics))
+    found.append(_test(results))
     found.append(["python", "-m", "relevance_cam", *_measured_on(results.metrics)])
     return [[shlex.quote(word) for word in words] for words in found]
 
@@ -91,9 +92,10 @@ def _flag(key: str, value: object) -> Command:
     return [flag, *map(str, values)]
 
 
-def _test(metrics: Metrics) -> Command:
-    words = ["python", "test_classification.py", *_measured_on(metrics)]
-    return [*words, "--tta"] if metrics.tta else words
+def _test(results: Results) -> Command:
+    given = {"--tta": results.metrics.tta, "--cues": results.cues, "--logits": results.has_logits}
+    words = ["python", "test_classification.py", *_measured_on(results.metrics)]
+    return words + [flag for flag, value in given.items() if value]
 
 
 def _measured_on(metrics: Metrics) -> Command:

@@ -26,13 +26,14 @@ def cues(results: Results) -> CuesView | None:
         return None
     with_interval = [row for row in found.rows if row.refitted.interval]
     lost = [row for row in with_interval if row.refitted.interval[1] < 0]
+    in_both = [row for row in lost if row.shown.interval and row.shown.interval[1] < 0]
     held = [
         row for row in with_interval if row.refitted.interval[0] <= 0 <= row.refitted.interval[1]
     ]
     return CuesView(
         found=found,
         grey=next((row for row in found.rows if row.altered == "grey"), None),
-        most_lost=min(lost, key=lambda row: row.refitted.difference, default=None),
+        most_lost=min(in_both, key=lambda row: row.refitted.difference, default=None),
         lost=len({row.altered for row in lost}),
         open=len({row.altered for row in held}),
         verdict=verdict(found.colour_alone.difference_interval),

@@ -55,6 +55,7 @@ def render(found: Folds) -> str:
         counted=counted,
         odd=[site for site in counted if site.odd],
         twice=len(found.sites) - len(counted),
+        all_sites=whole.interval is not None,
         folds=_fold_rows(found),
         charts=sites_chart.lay_out(found.sites, found.cities, whole.interval),
         curve=sites_chart.curve_chart(found.curve),

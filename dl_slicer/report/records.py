@@ -203,6 +203,7 @@ class Results:
     log: list[Epoch]
     patch_set: PatchSet | None  # that was measured on
     training_set: PatchSet | None
+    has_logits: bool = False  # with --logits
     cues: Cues | None = None  # with --cues
     cues_picture: Picture | None = None
 

@@ -73,6 +73,7 @@ def read_results(folder: Path, run_folder: str | Path | None = None) -> Results:
         log=if_there(run / "log.csv", read_table, _epoch, DO_WITHOUT) or [],
         patch_set=_read_patch_set(metrics.data),
         training_set=_read_patch_set(training.data) if training and training.data else None,
+        has_logits=(folder / "logits.npy").is_file(),
         cues=if_there(folder / "cues.csv", read_cues),
         cues_picture=if_there(folder / "cues.png", read_png),
     )

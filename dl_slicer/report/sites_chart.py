@@ -177,7 +177,7 @@ def curve_chart(points: Sequence[CurvePoint]) -> CurveChart | None:
         return None
     values = [point.accuracy for point in points]
     values += [end for point in points for end in point.interval or ()]
-    low = math.floor(10 * min(values)) / 10
+    low = min(0.9, math.floor(10 * min(values)) / 10)
     high = min(1, max(low + 0.1, math.ceil(10 * max(values)) / 10))
     step = 0.1 if high - low <= 0.55 else 0.2
     top = CURVE_TOP

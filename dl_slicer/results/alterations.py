@@ -207,13 +207,19 @@ def size_in_pixels(name: str, side: int) -> int | None:
     return side // parameter if name in PARTS.values() else parameter
 
 
+def round_metres(metres: float) -> str:
+    """Give a length in metres as text: two digits, and all digits of a whole number."""
+    return f"{metres:.0f}" if metres >= 10 else f"{metres:.2g}"
+
+
 def describe(cue: str, name: str, pixels: float | None, metres: float | None) -> str:
     """Say in words how patches were shown, so that "shown ... it gets 61 %" is a sentence.
 
     pixels, metres: the wavelength or the side of a tile, where there is one.
     """
-    size = "" if pixels is None else f" ({pixels:.3g} pixels, {metres:.3g} m)"
-    wave = "" if pixels is None else f"{pixels:.3g} pixels ({metres:.3g} m)"
+    length = "" if metres is None else round_metres(metres)
+    size = "" if pixels is None else f" ({pixels:.3g} pixels, {length} m)"
+    wave = "" if pixels is None else f"{pixels:.3g} pixels ({length} m)"
     if cue == "only texture":
         return f"with only its texture, eighths shuffled{size}"
     if name in PARTS.values():

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from dl_slicer.results import alterations
 from dl_slicer.results.plots import GREY, INK, save_plot
 
 SHOWN = "#3b78b5"
@@ -56,7 +57,7 @@ def draw_cues(path: Path, rows: Sequence[dict], controls: Mapping) -> None:
 
 def _name(row: Mapping) -> str:
     if row["cue"] == "fine texture":
-        return f"low-pass {row['parameter']:g} px, {row['metres']:.2g} m"
+        return f"low-pass {row['parameter']:g} px, {alterations.round_metres(row['metres'])} m"
     return NAMES[row["altered"]]
 
 

@@ -52,6 +52,7 @@ def branches_of_view(feature_view: np.ndarray) -> list[int]:
 
 def _distances(feature_view: np.ndarray, present: np.ndarray) -> np.ndarray:
     """1 - cosine of every two cities that are present, as scipy wants them."""
-    distance = 1 - feature_view[np.ix_(present, present)]
+    # Two cities that no test has together are neither alike nor unlike.
+    distance = 1 - np.nan_to_num(feature_view[np.ix_(present, present)], nan=0.0)
     np.fill_diagonal(distance, 0)
     return squareform(distance, checks=False)

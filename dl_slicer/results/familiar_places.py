@@ -11,7 +11,7 @@ import numpy as np
 from dl_slicer.model.familiarity import LEAST_VAL_PATCHES, UNLIKE
 
 UNLIKE_ANY = "unlike any city the network knows"
-LIKE = "like a city the network knows"
+LIKE = "not unlike the cities it knows"
 TOO_FEW = "too few to tell"
 NOT_KNOWN = "not known"
 

@@ -4,6 +4,7 @@ Every site counts once, by the first fold that holds it out: a city with fewer s
 goes round, and later folds test a site of it again.
 """
 
+import tokenize
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ LOGITS = "logits.npy"
 COLOUR_ALONE = "colour_alone.csv"
 UNKNOWN = -1  # class number where colour alone was not measured
 AGREEING = 0.99  # of logits and predictions, rounding apart
-DAMAGE = (OSError, ValueError, EOFError, MemoryError)
+DAMAGE = (OSError, ValueError, EOFError, MemoryError, tokenize.TokenError)
 
 
 @dataclass(frozen=True)

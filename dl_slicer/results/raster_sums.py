@@ -6,6 +6,7 @@ left: 3 MB.
 """
 
 import json
+import tokenize
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,17 @@ FILE = "raster_sums.npz"
 # Rasters of a city that are kept apart. Where it is not known which patches are of one raster, each
 # counts as one, and all their features would be kept.
 MOST_OF_A_CITY = 50
-DAMAGE = (OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, zipfile.BadZipFile)
+DAMAGE = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    MemoryError,
+    RuntimeError,  # of zipfile, for kinds of archives that it does not know
+    zipfile.BadZipFile,
+    tokenize.TokenError,  # of numpy, for a header that is no Python
+)
 
 
 @dataclass(frozen=True)

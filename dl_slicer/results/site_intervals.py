@@ -55,7 +55,7 @@ def overall_interval(
     correlation within sites: those of the few sites of each city are too uncertain. And they allow
     for tails heavier than normal, those of the beta distribution with that correlation: near 100 %
     sites differ little but for a few bad ones. A city with a single site gets the predicted
-    variance. Where nothing at all is wrong, a site counts as one trial.
+    variance. Where the sites of each city do not differ at all, a site counts as one trial.
     """
     sites = counts.per_city(None, cities)
     tested = np.flatnonzero(sites)
@@ -72,10 +72,9 @@ def overall_interval(
     drawn = np.clip((hits / total * sites + accuracy) / (sites + 1), CERTAIN, 1 - CERTAIN)
     predicted = correlation * drawn * (1 - drawn) / sites
     variance = weight**2 @ np.where(sites > 1, own, predicted)
-    effective = total.sum()
     if variance > 0:
         effective = np.clip(accuracy * (1 - accuracy) / variance, sites.sum(), total.sum())
-    elif accuracy in (0, 1):
+    else:  # the spread of the sites tells nothing
         effective = sites.sum()
     freedom = _freedom(weight**2 * drawn * (1 - drawn) / sites, sites, drawn, correlation)
     return accuracy, intervals.wilson(accuracy, effective, freedom)
@@ -180,6 +179,8 @@ def spread(counts: RasterCounts, cities: int, noise: np.ndarray) -> Spread:
         between = float(np.sqrt(max(0, (square - within) / usual)))
         if within > 0:
             p_value = float(stats.f.sf(square / within, len(sites) - 1, freedom))
+        elif square > 0:
+            p_value = 0.0
     return Spread(
         sites=float(np.sqrt(max(0, within - np.nan_to_num(chance)))),
         cities=between,

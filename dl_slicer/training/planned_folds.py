@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dl_slicer.cli import InputError, printable
-from dl_slicer.patch_sets import fewer_sites, finding
+from dl_slicer.files import atomic
+from dl_slicer.patch_sets import fewer_sites, finding, on_disk
 from dl_slicer.training import chain_flags, processes
 from dl_slicer.training.ledger import Ledger, checksum
 
@@ -21,6 +22,7 @@ TRAIN = "train_classification.py"
 TEST = "test_classification.py"
 # Results are whole where these are there.
 RESULT_FILES = ("metrics.json", "predictions.csv", "logits.npy", "raster_sums.npz")
+BEGUN_WITH = "rasters.txt"  # the checksum of the rasters that a fold is made of
 REMOVED = "removed"  # a patch set that is being deleted
 
 
@@ -57,6 +59,11 @@ class PlannedFold:
     def results(self) -> Path:
         """What its test found."""
         return self.folder / "results"
+
+    @property
+    def has_patches(self) -> bool:
+        """Whether its patch set is there, whole."""
+        return on_disk.is_finished(self.patches)
 
     @property
     def checkpoint(self) -> Path:
@@ -122,6 +129,27 @@ def plan_folds(args: Namespace, rasters: Rasters) -> list[PlannedFold]:
 
 
 # ------------------------------------------------------------------------------- one fold
+
+
+def check_rasters(fold: PlannedFold, rasters: Rasters) -> None:
+    """InputError if a fold was begun with other rasters than there are now.
+
+    A network that has been trained on a site would else be measured on it as held out.
+    """
+    file = fold.folder / BEGUN_WITH
+    has_begun = fold.run.is_dir() and file.is_file()
+    if has_begun and file.read_text(encoding="utf-8") != rasters.checksum:
+        raise InputError(
+            f"{printable(fold.folder)}: was begun with other rasters than --raw has now: some were"
+            " added, removed or changed; put them back, or delete this folder"
+        )
+
+
+def note_rasters(fold: PlannedFold, rasters: Rasters) -> None:
+    """Note in a fold's folder which rasters it is made of."""
+    fold.folder.mkdir(parents=True, exist_ok=True)
+    with atomic(fold.folder / BEGUN_WITH, "w", encoding="utf-8") as file:
+        file.write(rasters.checksum)
 
 
 def preprocess(fold: PlannedFold, flags: Sequence[str], seed: int) -> None:

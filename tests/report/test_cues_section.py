@@ -78,7 +78,7 @@ def test_both_figures_stand_beside_each_other(out):
     assert "in 1 the interval holds 0" in words
     assert "\u221229.0 (\u221240.0 to \u221210.0)" in words
     assert "for 0.417 m, which is assumed" in words
-    assert "all 24 ways" in words and "55.0 % or more" in words
+    assert "all 24 ways" in words and "at most 55.0 % in 19 of 20 ways" in words
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_folds_are_linked_to_their_own_pages(written):
          "Colour alone, without any shape, gets 90.0 %"),
         ({"accuracy_ci95": None}, "with one site a city there is no interval"),
         ({"published_split": {"accuracy": 0.99, "accuracy_ci95": None, "n": 9, "halves": False}},
-         "tests only one site of each city. It would have said 99.0 %, which lies above what all"),
+         "it would have said 99.0 %, which lies above the interval of all sites"),
         ({"spread": {"sites": 0.05, "cities": 0.2, "rasters": None, "p_value": 0.001}},
          "some are truly easier than others (F test, p = 0.001)"),
         ({"temperatures": {}}, "probabilities of each fold are tempered"),
@@ -115,7 +115,10 @@ def test_one_fold_without_anything_else(tmp_path, monkeypatch):
     assert "With one fold there are no others to learn a temperature from" in words
     assert "Colour alone" not in words.replace("Colour alone ↕", "").split("All folds")[0]
     assert "Had it too few sites?" not in words
-    assert "No site is an odd one out" in words
+    assert "With one site a city it cannot be told which is an odd one out" in words
+    assert "Each of these sites was left out" in words
+    assert "In simulations" not in words
+    assert "What the interval means" not in words
 
 
 def site(city, name, share, interval=(0.2, 0.8)):
@@ -153,6 +156,9 @@ def test_the_curve_rises_with_its_accuracy():
     assert chart.top <= chart.dots[2].ends[1] < chart.dots[2].ends[0] <= chart.bottom
     assert chart.dots[1].ends is None
     assert sites_chart.curve_chart(points[:1]) is None
+    # All right, and no interval: there is a chart all the same.
+    perfect = [CurvePoint(number, 1, 4, 1.0, None) for number in ("1", "all")]
+    assert {dot.y for dot in sites_chart.curve_chart(perfect).dots} == {sites_chart.CURVE_TOP}
 
 
 @pytest.mark.parametrize(

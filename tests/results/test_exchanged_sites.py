@@ -28,7 +28,7 @@ def test_all_ways_one_patch_at_a_time(cities, sites):
     found = exchange_sites(true, predicted, site, cities)
     assert found.ways == len(accuracies) and found.is_all
     assert found.median == pytest.approx(np.median(accuracies))
-    assert found.p95 == pytest.approx(np.percentile(accuracies, 95))
+    assert found.p95 == pytest.approx(np.percentile(accuracies, 95, method="higher"))
     actual = np.mean(predicted == true)
     assert found.at_least == pytest.approx(np.mean(np.array(accuracies) >= actual - 1e-12))
     assert found.chance == 1 / cities
@@ -42,7 +42,7 @@ def test_where_there_are_too_many_ways_some_are_drawn():
     assert found == exchange_sites(true, predicted, site, 12, most_ways=2000)
     assert found.median == pytest.approx(1 / 12, abs=0.05)
     assert found.median < found.p95 < np.mean(predicted == true)
-    assert found.at_least < 0.01
+    assert 1 / 2001 <= found.at_least < 0.01  # the true way is one of them
 
 
 def test_a_site_taken_for_one_thing_makes_chance_wide():

@@ -141,7 +141,7 @@ def test_what_is_like_none_of_the_cities_is_said_so(tmp_path, capsys):
     files = [plain(tmp_path / "one.png", 2), grey, half_strange(tmp_path / "half.png")]
     rows = compare(tmp_path / "out", *files, checkpoint=knowing(200), model=Knows())
     found = {Path(row["file"]).name: row for row in rows}
-    assert found["one.png"]["verdict"] == "like a city the network knows"
+    assert found["one.png"]["verdict"] == "not unlike the cities it knows"
     assert float(found["one.png"]["familiarity"]) > 0.9
     assert found["grey.png"]["verdict"] == "unlike any city the network knows"
     assert float(found["grey.png"]["familiarity"]) == pytest.approx(1 / 601, abs=1e-6)

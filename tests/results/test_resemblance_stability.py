@@ -191,6 +191,20 @@ def test_a_city_that_one_test_lacks_counts_where_it_is():
     assert stable.by_features.shares[3].sum() <= 1
 
 
+def test_two_cities_that_no_test_has_together():
+    """One test lacks the first city, another the last: there is a tree of all, nevertheless."""
+    features, city = scattered(orthogonal(4, 16, 0), 3, 0.1, 0)
+    tests = [
+        sums_of_features(features[city != lacking], city[city != lacking], cities=4)
+        for lacking in (0, 3)
+    ]
+    stable = stable_views.stability(tests, draws=20)
+    assert np.isnan(stable.views.features[0, 3])
+    tree = dendrogram.group_by_features(stable.views.features)
+    assert sorted(tree.cities.tolist()) == [0, 1, 2, 3]
+    assert len(stable.support(tree)) == 3
+
+
 def test_single_rasters_are_said():
     features, city = scattered(orthogonal(4, 16, 0), 3, 0.1, 0)
     kept = np.flatnonzero((city != 3) | (np.arange(12) == 11))  # the last city has one raster

@@ -74,6 +74,20 @@ def test_where_nothing_varies_a_site_is_one_trial(right):
     assert 0.3 < ends[1] - ends[0] < 0.7
 
 
+def test_where_sites_do_not_differ_a_site_is_one_trial():
+    """However many patches they have: the sites of two cities are all right, of two all wrong."""
+    widths = []
+    for patches in (10, 1000):
+        cities = [[(right * patches, patches)] * 3 for right in (0, 1, 0, 1)]
+        accuracy, ends = site_intervals.overall_interval(sites_of(*cities), 4)
+        assert accuracy == 0.5
+        widths.append(ends[1] - ends[0])
+        found = site_intervals.spread(sites_of(*cities), 4, np.full(12, np.nan))
+        assert found.p_value == 0
+    assert widths[0] == pytest.approx(widths[1])
+    assert widths[0] > 0.4
+
+
 def test_where_no_city_has_two_sites_there_is_no_interval():
     counts = sites_of([(5, 10)], [(7, 10)])
     assert site_intervals.overall_interval(counts, 2) == (0.6, None)
