@@ -28,7 +28,8 @@ CITIES = 4
 SITES = 3
 SETS = {
     "sensors": ("--one-style", "--sensors", "city"),
-    "odd": ("--sensors", "site"),
+    # Hardly another light at each site, so that all other sites of a city are alike.
+    "odd": ("--sensors", "site", "--light", 0.2),
     "clean": ("--one-style", "turned"),
 }
 PATCHES = ("--patch-size", 240, "--stride", 120, "--image-size", 64, "--workers", 1)
